@@ -1,0 +1,91 @@
+"""tzip: a lossless archiver for model weights and tensors. (This folder, archiver/, is the package `tzip`.)
+
+`pack` and `unpack` restore files byte for byte; `open` gives lazy access to the tensors inside; `encode` and `decode`
+handle one tensor in memory; `verify` proves an archive. FORMAT.md specifies the bytes.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from tzip.coders.errors import (
+    ChangedError,
+    CorruptError,
+    NotAnArchiveError,
+    TensorNotFoundError,
+    TruncatedError,
+    TzipError,
+    UnsupportedError,
+    UsageError,
+)
+from tzip.version import __version__
+
+if TYPE_CHECKING:
+    from tzip.archive import Archive, MemberInfo, TensorInfo, TensorView, VerifyReport, open, verify
+    from tzip.memory import decode, encode
+    from tzip.packing import MemberReport, PackReport, pack
+    from tzip.recovery import RecoverReport, recover
+    from tzip.repacking import repack
+    from tzip.unpacking import UnpackReport, unpack
+
+# Names are imported on first use: `import tzip` costs no numba, and a listing never does.
+_HOMES = {
+    "Archive": "archive",
+    "MemberInfo": "archive",
+    "TensorInfo": "archive",
+    "TensorView": "archive",
+    "VerifyReport": "archive",
+    "open": "archive",
+    "verify": "archive",
+    "decode": "memory",
+    "encode": "memory",
+    "MemberReport": "packing",
+    "PackReport": "packing",
+    "pack": "packing",
+    "RecoverReport": "recovery",
+    "recover": "recovery",
+    "repack": "repacking",
+    "UnpackReport": "unpacking",
+    "unpack": "unpacking",
+}
+
+__all__ = [
+    "Archive",
+    "ChangedError",
+    "CorruptError",
+    "MemberInfo",
+    "MemberReport",
+    "NotAnArchiveError",
+    "PackReport",
+    "RecoverReport",
+    "TensorInfo",
+    "TensorNotFoundError",
+    "TensorView",
+    "TruncatedError",
+    "TzipError",
+    "UnpackReport",
+    "UnsupportedError",
+    "UsageError",
+    "VerifyReport",
+    "__version__",
+    "decode",
+    "encode",
+    "open",
+    "pack",
+    "recover",
+    "repack",
+    "unpack",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tzip' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"tzip.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

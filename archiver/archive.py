@@ -1,0 +1,627 @@
+"""Reading archives: a lazy mapping of tensors, members as streams of bytes, verification."""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tzip.coders.errors import CorruptError, TensorNotFoundError, TzipError, UnsupportedError
+from tzip.coders.registry import names_of
+from tzip.formats.catalogue import CLOSED, FOLDER, IN_RUN, LINK, SHA_KNOWN
+from tzip.formats.dtypes import Dtype
+from tzip.formats.layout import CHUNK, CHUNK_ELEMENTS, DONE, MEMBER
+from tzip.formats.names import check_links
+from tzip.formats.reader import ArchiveReader
+from tzip.formats.source import open_source
+from tzip.workers import Workers, thread_count
+
+if TYPE_CHECKING:
+    from tzip.coders.arrays import U8
+
+# The coders (and numba with them, 0.2 s) are imported where a chunk is decoded, so that listing stays quick.
+
+_CACHED_CHUNKS = 4  # decoded bundles kept for the next small tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What the index says of a tensor. `dtype` is the safetensors name; `stored` counts the bytes of the chunks
+    that hold it, shared ones in proportion.
+    """
+
+    name: str
+    member: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    stored: int
+    codecs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MemberInfo:
+    """What the index says of a member. `kind` is file, folder, link or tensor."""
+
+    name: str
+    kind: str
+    size: int
+    mode: int
+    mtime_ns: int
+    sha256: str | None
+    tensors: int
+    stored: int
+
+
+class TensorView:
+    """One tensor of an archive, decoded when it is indexed or read."""
+
+    def __init__(self, archive: "Archive", row: int) -> None:
+        self._archive = archive
+        self._row = row
+
+    @property
+    def name(self) -> str:
+        """The tensor's name."""
+        return self._archive.reader.index.tensor_names[self._row]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape."""
+        return self._archive.shapes[self._row]
+
+    @property
+    def element_type(self) -> Dtype:
+        """The element type; raises UnsupportedError when this tzip does not know it."""
+        found = self._archive.reader.index.dtype_of(self._row)
+        if found is None:
+            raise UnsupportedError(
+                f"dtype {int(self._archive.reader.index['t_dtype'][self._row])} is not known to this tzip; upgrade it"
+            ).at(tensor=self.name)
+        return found
+
+    @property
+    def dtype(self) -> "np.dtype[Any]":
+        """The numpy (or ml_dtypes) dtype; raises UnsupportedError for F6 and opaque tensors, which have none: see `raw`."""
+        dtype = self.element_type.numpy()
+        if dtype is None:
+            raise UnsupportedError(f"numpy has no dtype for {self.element_type.name}; read its bytes with raw()").at(
+                tensor=self.name
+            )
+        return dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor as its file holds it (two F4 elements a byte)."""
+        elements = 1
+        for n in self.shape:
+            elements *= n
+        return self.element_type.nbytes(elements)
+
+    def raw(self, threads: int | None = 1) -> "NDArray[np.uint8]":
+        """Return the tensor's bytes, shape (nbytes,)."""
+        return self._archive.tensor_bytes(self._row, 0, self.nbytes, threads)
+
+    def read(self, threads: int | None = 1) -> NDArray[Any]:
+        """Return the whole tensor."""
+        dtype = self.dtype
+        return _as_array(self.raw(threads), self.element_type, dtype, self.shape)
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a tensor of no dimension has no length")
+        return self.shape[0]
+
+    def __getitem__(self, index: Any) -> NDArray[Any]:
+        """Return a part of the tensor; an integer or slice of rows decodes only the chunks that it touches.
+
+        Indexing is numpy's: what follows the first index is applied to the rows read.
+        """
+        dtype = self.dtype
+        first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
+        if not self.shape or not isinstance(first, slice | int | np.integer) or isinstance(first, bool):
+            result: NDArray[Any] = self.read()[index]
+            return result
+        rows = self.shape[0]
+        if isinstance(first, slice):
+            wanted = range(*first.indices(rows))
+            low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
+        else:
+            if not -rows <= first < rows:
+                raise IndexError(f"row {first} of {rows}")
+            low = int(first) % rows
+            high, wanted = low + 1, range(low, low + 1)
+        row_bits = self.element_type.bits
+        for n in self.shape[1:]:
+            row_bits *= n
+        if row_bits % 8:
+            result = self.read()[index]
+            return result
+        raw = self._archive.tensor_bytes(self._row, low * row_bits // 8, high * row_bits // 8, 1)
+        block = _as_array(raw, self.element_type, dtype, (high - low, *self.shape[1:]))
+        if not isinstance(first, slice):
+            result = block[(0, *rest)]
+            return result
+        step = wanted.step
+        picked = block[::step] if step > 0 else block[::-1][::-step]
+        result = picked[(slice(None), *rest)]
+        return result
+
+    def __repr__(self) -> str:
+        return f"<tzip tensor {self.name!r} {self.element_type.name} {list(self.shape)}>"
+
+
+def _as_array(raw: "U8", element: Dtype, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> NDArray[Any]:
+    if element.bits == 4:  # ml_dtypes holds one element a byte; files hold two, the first in the low half
+        raw = np.stack((raw & 15, raw >> 4), axis=-1).reshape(-1)
+    try:
+        return raw.view(dtype).reshape(shape)
+    except ValueError:  # numpy has a limit of its own, 32 or 64 by version
+        raise UnsupportedError(f"numpy cannot hold {len(shape)} dimensions; read the bytes with raw()") from None
+
+
+class Archive(Mapping[str, NDArray[Any]]):
+    """A lazy, read-only mapping of tensor names to arrays, and a view of the members.
+
+    When two members have a tensor of one name, that name is not a key: use `member(...)`. Thread-safe; each access decodes
+    what it needs. Close it, or use it in a `with` statement.
+    """
+
+    def __init__(self, source: Any, reader: ArchiveReader | None = None) -> None:
+        self._source = open_source(source) if reader is None else reader.source
+        try:
+            self.reader = ArchiveReader(self._source) if reader is None else reader
+            index = self.reader.index
+            check_links(self._links())
+        except BaseException:
+            if reader is None:
+                self._source.close()
+            raise
+        self._shapes: list[tuple[int, ...]] | None = None
+        self._rows: dict[str, int] | None = None
+        self._ambiguous: set[str] = set()
+        self._cache: OrderedDict[tuple[int, int], U8] = OrderedDict()
+        self._lock = threading.Lock()
+        self._first_extent = np.cumsum(index["m_extents"], dtype=np.int64) - index["m_extents"]
+        self._first_tensor = np.cumsum(index["m_tensors"], dtype=np.int64) - index["m_tensors"]
+
+    def _links(self) -> dict[str, str]:
+        links = {}
+        for i in np.flatnonzero(self.reader.index["m_kind"] == LINK).tolist():
+            name = self.reader.index.member_names[i]
+            try:
+                links[name] = self.reader.inline_bytes(i).decode()
+            except UnicodeDecodeError:
+                raise CorruptError("a link target is not valid UTF-8").at(path=self._source.name, member=name) from None
+        return links
+
+    # ---- the mapping
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shape of every tensor, in the order of the index."""
+        if self._shapes is None:
+            self._shapes = list(self.reader.index.shapes())
+        return self._shapes
+
+    def _names(self) -> dict[str, int]:
+        if self._rows is None:
+            rows: dict[str, int] = {}
+            for row, name in enumerate(self.reader.index.tensor_names):
+                if name in rows or name in self._ambiguous:
+                    self._ambiguous.add(name)
+                    rows.pop(name, None)
+                else:
+                    rows[name] = row
+            self._rows = rows
+        return self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names()
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return a tensor as a new numpy array."""
+        return self.tensor(name).read()
+
+    def tensor(self, name: str, member: str | None = None) -> TensorView:
+        """Return a tensor without decoding it; `member` says whose it is when several have that name."""
+        if member is not None:
+            i = self.member_row(member)
+            begin = int(self._first_tensor[i])
+            names = self.reader.index.tensor_names[begin : begin + int(self.reader.index["m_tensors"][i])]
+            if name in names:
+                return TensorView(self, begin + names.index(name))
+        elif name in self._names():
+            return TensorView(self, self._names()[name])
+        elif name in self._ambiguous:
+            raise TensorNotFoundError(f"several members have a tensor {name!r}; name the member").at(
+                path=self._source.name
+            )
+        raise TensorNotFoundError(f"there is no tensor {name!r}").at(path=self._source.name, member=member)
+
+    # ---- listings
+
+    def members(self) -> list[MemberInfo]:
+        """Return what the index says of the members."""
+        index = self.reader.index
+        stored = self._member_stored()
+        return [
+            MemberInfo(
+                name,
+                ("file", "folder", "link", "tensor")[int(index["m_kind"][i])],
+                int(index["m_size"][i]),
+                int(index["m_mode"][i]),
+                int(index["m_mtime"][i]),
+                index["m_sha"][i].tobytes().hex() if int(index["m_flags"][i]) & SHA_KNOWN else None,
+                int(index["m_tensors"][i]),
+                stored[i],
+            )
+            for i, name in enumerate(index.member_names)
+        ]
+
+    def _member_stored(self) -> list[int]:
+        """Bytes from each member record to the next, or to the index: all that the member costs but its index rows."""
+        records = self.reader.index["m_record"].astype(np.int64)
+        ends = np.append(records[1:], self.reader.footer.index_offset)
+        return (ends - records).tolist() if records.size else []
+
+    def tensors(self) -> list[TensorInfo]:
+        """Return what the index says of every tensor."""
+        index = self.reader.index
+        lengths = index["c_length"].astype(np.int64)
+        total = np.concatenate(([0], np.cumsum(lengths)))
+        masks = index["c_codecs"]
+        infos = []
+        nbytes = index.tensor_nbytes.tolist()
+        run_size = (index["r_elements"].astype(np.int64) * index["r_width"]).tolist()
+        t = 0
+        for i, member in enumerate(index.member_names):
+            first = int(self._first_extent[i])
+            for _ in range(int(index["m_tensors"][i])):
+                x = first + int(index["t_extent"][t])
+                stored, codecs = nbytes[t], 0
+                if nbytes[t] and int(index["x_kind"][x]) == IN_RUN:
+                    run = int(index["x_run"][x])
+                    c = int(self.reader.first_chunk[run])
+                    end = c + int(index.run_chunks[run])
+                    codecs = int(np.bitwise_or.reduce(masks[c:end]))
+                    stored = int(total[end] - total[c]) * nbytes[t] // run_size[run]
+                dtype = index.dtype_of(t)
+                infos.append(
+                    TensorInfo(
+                        index.tensor_names[t],
+                        member,
+                        dtype.name if dtype else f"dtype {int(index['t_dtype'][t])}",
+                        self.shapes[t],
+                        nbytes[t],
+                        stored,
+                        tuple(names_of(codecs)),
+                    )
+                )
+                t += 1
+        return infos
+
+    def member_row(self, name: str) -> int:
+        """Return the ordinal of a member; raises TensorNotFoundError."""
+        try:
+            return self.reader.index.member_names.index(name)
+        except ValueError:
+            raise TensorNotFoundError(f"there is no member {name!r}").at(path=self._source.name) from None
+
+    # ---- decoding
+
+    def decode_chunk(self, run: int, chunk: int, out: "U8 | None" = None) -> "U8":
+        """Return the decoded bytes of a chunk, proven by both its sums."""
+        from tzip.chunks import SLACK, decode_chunk
+
+        index = self.reader.index
+        if int(index["r_inputs"][run]):
+            raise UnsupportedError("the tensor is a difference from others, which this tzip cannot read; upgrade it")
+        elements, width = self.reader.chunk_elements(run, chunk), int(index["r_width"][run])
+        buffer, length = self.reader.read_chunk(run, chunk, SLACK)
+        if out is None:
+            out = np.empty(elements * width, np.uint8)
+        try:
+            decode_chunk(buffer, length, self.reader.run_ordinal(run), chunk, elements, width, out)
+        except TzipError as e:
+            raise e.at(path=self._source.name, offset=self.reader.chunk_at(run, chunk)[0]) from None
+        return out
+
+    def _cached_chunk(self, run: int) -> "U8":
+        """Return the only chunk of a run that several tensors share, from the cache when it is there."""
+        with self._lock:
+            if (run, 0) in self._cache:
+                self._cache.move_to_end((run, 0))
+                return self._cache[run, 0]
+        decoded = self.decode_chunk(run, 0)
+        with self._lock:
+            self._cache[run, 0] = decoded
+            while len(self._cache) > _CACHED_CHUNKS:
+                self._cache.popitem(last=False)
+        return decoded
+
+    def tensor_bytes(self, row: int, begin: int, end: int, threads: int | None) -> "U8":
+        """Return bytes begin … end - 1 of the tensor in that row of the index."""
+        out = np.empty(end - begin, np.uint8)
+        self.tensor_bytes_into(row, out, threads, begin)
+        return out
+
+    def tensor_bytes_into(self, row: int, out: "U8", threads: int | None, begin: int = 0) -> None:
+        """Fill `out`, shape (n,), with the bytes of the tensor in that row of the index, from byte `begin` on."""
+        index = self.reader.index
+        name = index.tensor_names[row]
+        member = int(np.searchsorted(self._first_tensor, row, side="right")) - 1
+        while int(index["m_tensors"][member]) == 0:
+            member -= 1
+        if int(index["t_layout"][row]):
+            raise UnsupportedError(f"tensor layout {int(index['t_layout'][row])} is not known to this tzip").at(tensor=name)
+        if not out.size:
+            return
+        x = int(self._first_extent[member]) + int(index["t_extent"][row])
+        at = int(index["t_offset"][row]) + begin
+        try:
+            if int(index["x_kind"][x]) != IN_RUN:
+                start = int(index["x_offset"][x]) + at
+                out[:] = np.frombuffer(self.reader.inline_bytes(member), np.uint8)[start : start + out.size]
+            else:
+                self._run_bytes(int(index["x_run"][x]), int(index["x_offset"][x]) + at, out, threads)
+        except TzipError as e:
+            raise e.at(path=self._source.name, member=index.member_names[member], tensor=name) from None
+
+    def _run_bytes(self, run: int, begin: int, out: "U8", threads: int | None) -> None:
+        width = int(self.reader.index["r_width"][run])
+        step = CHUNK_ELEMENTS * width
+        end = begin + out.size
+        size = int(self.reader.index["r_elements"][run]) * width
+        if size <= step and out.size < size:
+            out[:] = self._cached_chunk(run)[begin:end]
+            return
+
+        def one(chunk: int) -> None:
+            low, high = chunk * step, min(size, (chunk + 1) * step)
+            a, b = max(begin, low), min(end, high)
+            part = out[a - begin : b - begin]
+            if (a, b) == (low, high):
+                self.decode_chunk(run, chunk, part)
+            else:
+                part[:] = self.decode_chunk(run, chunk)[a - low : b - low]
+
+        with Workers(thread_count(threads)) as workers:
+            for _ in workers.map(one, range(begin // step, -(-end // step))):
+                pass
+
+    def member_stream(self, member: int, workers: Workers) -> "Iterator[U8]":
+        """Yield the bytes of a member, front to back, with bounded memory. Every chunk is proven before it is yielded."""
+        index = self.reader.index
+        first = int(self._first_extent[member])
+        rows = range(first, first + int(index["m_extents"][member]))
+        runs = [int(index["x_run"][x]) if int(index["x_kind"][x]) == IN_RUN else -1 for x in rows]
+        inline = (
+            np.frombuffer(self.reader.inline_bytes(member), np.uint8) if -1 in runs else np.empty(0, np.uint8)
+        )
+        uses = dict.fromkeys(runs, 0)
+        for run in runs:
+            uses[run] += 1
+        pieces: list[tuple[int, int, int, int]] = []
+        for x, run in zip(rows, runs, strict=True):
+            begin, n = int(index["x_offset"][x]), int(index["x_length"][x])
+            if run < 0:
+                pieces.append((-1, 0, begin, begin + n))
+                continue
+            step = CHUNK_ELEMENTS * int(index["r_width"][run])
+            pieces += [
+                (run, c, max(begin - c * step, 0), min(begin + n - c * step, step))
+                for c in range(begin // step, -(-(begin + n) // step))
+            ]
+        yield from _pipeline(pieces, uses, inline, index.run_chunks, self.decode_chunk, workers)
+
+    def member_extents(self, member: int) -> list[tuple[int, int, int, int]]:
+        """Return (first byte in the member, length, run or -1, offset in the run or the inline bytes) of each extent."""
+        index = self.reader.index
+        rows, at = [], 0
+        first = int(self._first_extent[member])
+        for x in range(first, first + int(index["m_extents"][member])):
+            n = int(index["x_length"][x])
+            run = int(index["x_run"][x]) if int(index["x_kind"][x]) == IN_RUN else -1
+            rows.append((at, n, run, int(index["x_offset"][x])))
+            at += n
+        return rows
+
+    def member_bytes(self, member: str, threads: int | None = 1) -> bytes:
+        """Return all bytes of a member, its SHA-256 checked; for small members."""
+        i = self.member_row(member)
+        with Workers(thread_count(threads)) as workers:
+            return b"".join(part.tobytes() for part in self.checked_stream(i, workers))
+
+    def checked_stream(self, member: int, workers: Workers) -> "Iterator[U8]":
+        """Yield a member's bytes as `member_stream` does; raises CorruptError in the end when its SHA-256 differs."""
+        from tzip.workers import Hasher
+
+        index = self.reader.index
+        name = index.member_names[member]
+        known = bool(int(index["m_flags"][member]) & SHA_KNOWN)
+        try:
+            small = int(index["m_size"][member]) < 1 << 20  # a thread costs more than the hash
+            with Hasher(known, 1 if small else workers.threads) as hasher:
+                for part in self.member_stream(member, workers):
+                    hasher.update(part)
+                    yield part
+                if known and hasher.digest() != index["m_sha"][member].tobytes():
+                    raise CorruptError("the member does not match its SHA-256")
+        except TzipError as e:
+            raise e.at(path=self._source.name, member=name) from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<tzip archive {self._source.name!r}: {len(self.reader.index.member_names)} members, {len(self)} tensors>"
+
+
+def _pipeline(
+    pieces: list[tuple[int, int, int, int]],
+    uses: dict[int, int],
+    inline: "U8",
+    run_chunks: NDArray[np.int64],
+    decode: "Callable[[int, int], U8]",
+    workers: Workers,
+) -> "Iterator[U8]":
+    """Yield the pieces (run or -1, chunk, begin, end) in order, decoding ahead; shared runs are held until their last use."""
+    held: dict[int, Future[U8]] = {}
+    ahead: deque[tuple[Future[U8] | None, int, int, int]] = deque()
+    started: set[int] = set()
+    pending = 0
+    try:
+        for run, chunk, begin, end in pieces:
+            if run < 0:
+                ahead.append((None, run, begin, end))
+                continue
+            if uses[run] > 1 and int(run_chunks[run]) == 1:
+                if run not in started:
+                    started.add(run)
+                    held[run] = workers.submit(decode, run, 0)
+                    pending += 1
+                ahead.append((held[run], run, begin, end))
+            else:
+                ahead.append((workers.submit(decode, run, chunk), -2, begin, end))
+                pending += 1
+            while ahead and (pending > workers.threads or ahead[0][0] is None):
+                part, done = _next(ahead, uses, held, inline)
+                pending -= done
+                yield part
+        while ahead:
+            part, _ = _next(ahead, uses, held, inline)
+            yield part
+    finally:
+        for future, *_ in ahead:
+            if future is not None:
+                future.cancel()
+
+
+def _next(
+    ahead: "deque[tuple[Future[U8] | None, int, int, int]]",
+    uses: dict[int, int],
+    held: "dict[int, Future[U8]]",
+    inline: "U8",
+) -> "tuple[U8, int]":
+    """Return the next piece and whether it frees a place in the pipeline."""
+    future, run, begin, end = ahead.popleft()
+    if future is None:
+        return inline[begin:end], 0
+    part = future.result()[begin:end]
+    if run == -2:
+        return part, 1
+    uses[run] -= 1
+    if uses[run] == 0:
+        del held[run]
+        return part, 1
+    return part, 0
+
+
+def open(source: Any) -> Archive:  # tzip.open, as gzip.open
+    """Open an archive: a path, `os.PathLike`, bytes-like object or binary file.
+
+    Raises NotAnArchiveError, UnsupportedError, CorruptError or TruncatedError, with file and offset. Only the index is read;
+    nothing is decoded.
+    """
+    return Archive(source)
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` proved: records, chunks, and members whose SHA-256 was computed (deep only)."""
+
+    members: int
+    chunks: int
+    bytes: int
+    deep: bool
+    without_sha256: list[str]
+
+
+def verify(
+    source: Any, *, deep: bool = False, threads: int | None = None, progress: Callable[[int], None] | None = None
+) -> VerifyReport:
+    """Prove an archive: every structure and every stored byte; with `deep` also decode it and compare all sums and SHA-256.
+
+    Raises the error of the first damage, with its place. `progress` is called with numbers of stored (deep: decoded) bytes.
+    """
+    from tzip.coders.sums import sum64
+
+    told = progress or (lambda n: None)
+    with Archive(source) as archive, Workers(thread_count(threads)) as workers:
+        reader = archive.reader
+        index = reader.index
+        _verify_structure(archive)
+        pairs = [(r, c) for r, n in enumerate(index.run_chunks.tolist()) for c in range(n)]
+
+        def one(pair: tuple[int, int]) -> int:
+            buffer, length = reader.read_chunk(*pair, 0)
+            if sum64(buffer[16:]) != int.from_bytes(buffer[8:16].tobytes(), "little"):
+                raise CorruptError("a chunk record does not match its check").at(
+                    path=reader.source.name, offset=reader.chunk_at(*pair)[0]
+                )
+            return length
+
+        if not deep:
+            for n in workers.map(one, pairs):
+                told(n)
+        missing = []
+        for i, name in enumerate(index.member_names):
+            if deep:
+                for part in archive.checked_stream(i, workers):
+                    told(part.size)
+            if not int(index["m_flags"][i]) & SHA_KNOWN and int(index["m_kind"][i]) != FOLDER:
+                missing.append(name)
+        return VerifyReport(len(index.member_names), len(pairs), reader.footer.archive_length, deep, missing)
+
+
+def _verify_structure(archive: Archive) -> None:
+    """Walk all records: what stands between them is zero, and they are those that the index names, in its order."""
+    reader = archive.reader
+    index = reader.index
+    chunks = iter(zip(index["c_offset"].tolist(), index["c_length"].tolist(), strict=True))
+    members = iter(enumerate(index["m_record"].tolist()))
+    current = -1
+    open_done = False
+    for record in reader.records():
+        at = record.offset - reader.origin
+        try:
+            if record.kind == CHUNK:
+                if next(chunks, None) != (at, record.length):
+                    raise CorruptError("a chunk record that the index does not have")
+            elif record.kind == MEMBER:
+                if next(members, None) != (current + 1, at) or open_done:
+                    raise CorruptError("a member record that the index does not have")
+                current += 1
+                reader.inline_bytes(current)
+                open_done = not int(index["m_flags"][current]) & CLOSED
+            elif record.kind == DONE:
+                done = reader.done_record(record.offset)
+                known = bool(int(index["m_flags"][current]) & SHA_KNOWN) if current >= 0 else False
+                sha = index["m_sha"][current].tobytes() if known else None
+                if not open_done or (done.member, done.size, done.sha256) != (current, int(index["m_size"][current]), sha):
+                    raise CorruptError("a done record contradicts the index")
+                open_done = False
+            elif at != reader.footer.index_offset:
+                raise CorruptError("a second index")
+        except CorruptError as e:
+            raise e.at(path=reader.source.name, offset=record.offset) from None
+    if next(chunks, None) is not None or next(members, None) is not None or open_done:
+        raise CorruptError("records that the index has are missing").at(path=reader.source.name)

@@ -1,0 +1,128 @@
+"""What would tzip gain here, and how fast: every level on a sample of the user's own file."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tzip.chunks import SLACK, decode_chunk, encode_chunk
+from tzip.coders.arrays import U8
+from tzip.coders.errors import CorruptError, UsageError
+from tzip.formats import safetensors_header
+from tzip.formats.catalogue import FILE
+from tzip.formats.layout import CHUNK_ELEMENTS
+from tzip.formats.source import Source
+from tzip.packing import MemberLayout, Run, Tensor, lay_out, lay_out_opaque
+from tzip.plan import LEVELS
+from tzip.tree import collect
+from tzip.workers import Workers, thread_count
+
+
+@dataclass(frozen=True, slots=True)
+class LevelFigures:
+    """Sizes in bytes and speeds in bytes of input a second, of the chunks that were measured."""
+
+    level: str
+    bytes_in: int
+    bytes_out: int
+    encode: float
+    decode: float
+    copy: float
+
+
+def measure(
+    path: Any,
+    *,
+    levels: tuple[str, ...] = tuple(LEVELS),
+    threads: int | None = 1,
+    sample: int = 256 << 20,
+    repeat: int = 3,
+    progress: Callable[[int], None] | None = None,
+) -> list[LevelFigures]:
+    """Encode and decode chunks of `path` (a file or folder) in memory at every level, best of `repeat` runs.
+
+    Of larger inputs chunks at even distances are taken, up to `sample` bytes. Every chunk is compared with its source.
+    `copy` is the speed of copying the same bytes, the limit on this machine.
+    """
+    told = progress or (lambda n: None)
+    chunks = _sample(path, sample)
+    total = sum(raw.size for raw, *_ in chunks)
+    if not total:
+        raise UsageError("there is nothing to measure").at(path=str(path))
+    copy = min(_timed(lambda: [raw.copy() for raw, *_ in chunks]) for _ in range(repeat))
+    with Workers(thread_count(threads)) as workers:
+        figures = []
+        for level in levels:
+            figures.append(_one(level, chunks, workers, repeat, copy, str(path)))
+            told(total)
+        return figures
+
+
+def _one(
+    level: str, chunks: list[tuple[U8, int, str]], workers: Workers, repeat: int, copy: float, path: str
+) -> LevelFigures:
+    records: list[bytes] = []
+    outs = [np.empty(raw.size, np.uint8) for raw, *_ in chunks]
+
+    def encode_one(chunk: tuple[U8, int, str]) -> bytes:
+        return encode_chunk(*chunk, LEVELS[level], 0, 0).record
+
+    def decode_one(job: tuple[bytes, tuple[U8, int, str], U8]) -> None:
+        record, (raw, width, _), out = job
+        buffer = np.empty(len(record) + SLACK, np.uint8)
+        buffer[: len(record)] = np.frombuffer(record, np.uint8)
+        buffer[len(record) :] = 0
+        decode_chunk(buffer, len(record), 0, 0, raw.size // width, width, out)
+
+    def encode_all() -> None:
+        records[:] = workers.map(encode_one, chunks)
+
+    def decode_all() -> None:
+        for _ in workers.map(decode_one, zip(records, chunks, outs, strict=True)):
+            pass
+
+    encode = min(_timed(encode_all) for _ in range(repeat + 1))  # the first run may compile
+    decode = min(_timed(decode_all) for _ in range(repeat + 1))
+    for out, (raw, *_) in zip(outs, chunks, strict=True):
+        if not np.array_equal(out, raw):
+            raise CorruptError("tzip is at fault: a chunk does not decode to its source").at(path=path)
+    total = sum(out.size for out in outs)
+    return LevelFigures(level, total, sum(map(len, records)), total / encode, total / decode, total / copy)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return max(time.perf_counter() - start, 1e-9)
+
+
+def _sample(path: Any, limit: int) -> list[tuple[U8, int, str]]:
+    """Return (bytes, width, coding) of chunks at even distances."""
+    places = [place for item in collect([path], None) if item.kind == FILE and item.open for place in _places(item.open)]
+    total = sum(n for *_, n in places)
+    step = max(1, -(-total // limit))
+    chunks = []
+    for opener, run, begin, n in places[::step]:
+        with opener() as source:
+            chunks.append((np.frombuffer(source.read_at(begin, n), np.uint8), run.width, run.coding))
+    return chunks
+
+
+def _places(opener: Callable[[], Source]) -> Iterator[tuple[Callable[[], Source], Run, int, int]]:
+    with opener() as source:
+        try:
+            start, spans = safetensors_header.parse(source.read_at, source.size)
+        except safetensors_header.HeaderError:
+            layout = MemberLayout([], [], [])
+            if source.size:
+                lay_out_opaque(layout, 0, source.size)
+        else:
+            tensors = [Tensor(s.name, s.dtype, s.shape, start + s.begin) for s in spans]
+            layout = lay_out(source.size, start, tensors, [s.end - s.begin for s in spans])
+    for run in layout.runs:
+        step = CHUNK_ELEMENTS * run.width
+        for begin, n in run.pieces:
+            for at in range(begin, begin + n, step):
+                yield opener, run, at, min(step, begin + n - at)

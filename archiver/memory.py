@@ -1,0 +1,92 @@
+"""One tensor in memory: an archive with a single bare tensor (FORMAT.md, section 9)."""
+
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tzip.archive import Archive
+from tzip.coders.errors import CorruptError, UsageError
+from tzip.formats.dtypes import BY_NAME, OPAQUE, Dtype, from_numpy
+from tzip.packing import Options, Packer
+from tzip.workers import Workers, thread_count
+
+
+def encode(
+    array: Any, *, level: str = "default", dtype: str | None = None, threads: int | None = 1, prove: bool = True
+) -> bytes:
+    """Return a tensor as an archive in memory.
+
+    `array`: anything that `numpy.asarray` takes, any memory order; dtypes are numpy's and ml_dtypes' (a float4 array
+    is stored two elements a byte). `dtype`: the safetensors name of the elements of a uint8 array that holds the bytes
+    of a type which numpy cannot name (F6_E2M3, F6_E3M2) or that should come back as another type.
+    `prove=False` leaves out decoding each chunk and comparing it with its source; its sums are there all the same.
+    Raises UsageError for dtypes without a place in the format: object, structured, strings, big-endian.
+    """
+    values = np.asarray(array)
+    if dtype is not None:
+        element, shape, raw = _named(values, dtype)
+    else:
+        found = from_numpy(values.dtype)
+        if found is None:
+            hint = "; convert it with .astype(a.dtype.newbyteorder('='))" if not values.dtype.isnative else ""
+            raise UsageError(f"arrays of {values.dtype!r} have no element type in the format{hint}")
+        element, shape = found, values.shape
+        flat = np.ascontiguousarray(values).reshape(-1)
+        raw = flat.view(np.uint8) if flat.size else np.empty(0, np.uint8)
+        if element.bits == 4:
+            raw = _pack_nibbles(raw)
+    out = io.BytesIO()
+    with Workers(thread_count(threads)) as workers:
+        packer = Packer(out, workers, Options(level, sha256=False, prove=prove))
+        packer.add_tensor("tensor", raw, element, shape)
+        packer.finish()
+    return out.getvalue()
+
+
+def _named(values: NDArray[Any], dtype: str) -> tuple[Dtype, tuple[int, ...], NDArray[np.uint8]]:
+    element = BY_NAME.get(dtype)
+    if element is None or element is OPAQUE:
+        raise UsageError(f"there is no element type {dtype!r}; there are {', '.join(sorted(BY_NAME))}")
+    if values.dtype != np.uint8:
+        raise UsageError(f"dtype={dtype!r} takes the elements' bytes as uint8, not {values.dtype}")
+    raw = np.ascontiguousarray(values).reshape(-1)
+    if raw.size * 8 % element.bits:
+        raise UsageError(f"{raw.size} bytes are no whole number of {dtype} elements")
+    last = raw.size * 8 // element.bits
+    if values.ndim > 1 and values.shape[-1] * 8 % element.bits == 0:
+        return element, (*values.shape[:-1], values.shape[-1] * 8 // element.bits), raw
+    return element, (last,), raw
+
+
+def _pack_nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    if raw.size % 2:
+        raise UsageError("a float4 array needs an even number of elements: files hold two a byte")
+    if (raw > 15).any():
+        raise UsageError("a float4 array has bits outside its four; they would be lost")
+    return (raw[::2] | (raw[1::2] << 4)).astype(np.uint8)
+
+
+def decode(buffer: Any, out: NDArray[Any] | None = None, *, threads: int | None = 1) -> NDArray[Any]:
+    """Return the tensor that `encode` made, proven by its sums.
+
+    `buffer`: a bytes-like object (or path, or binary file). `out`: a C-contiguous array of the same dtype and shape to
+    fill and return; it is unspecified after an error. F6 tensors, which numpy cannot name, come back as their bytes.
+    Raises CorruptError and its kin, UnsupportedError, or UsageError when `out` does not fit.
+    """
+    with Archive(buffer) as archive:
+        if len(archive.reader.index.tensor_names) != 1:
+            raise CorruptError(f"the archive holds {len(archive.reader.index.tensor_names)} tensors, not one")
+        view = archive.tensor("")
+        nameless = view.element_type.numpy() is None
+        if out is None:
+            return view.raw(threads) if nameless else view.read(threads)
+        shape, dtype = ((view.nbytes,), np.dtype(np.uint8)) if nameless else (view.shape, view.dtype)
+        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+            raise UsageError(f"out must be a writable C-contiguous array of {dtype} and shape {shape}")
+        if view.element_type.bits == 4:
+            out[...] = view.read(threads)
+        else:
+            archive.tensor_bytes_into(0, out.reshape(-1).view(np.uint8), threads)
+        return out

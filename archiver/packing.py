@@ -1,0 +1,586 @@
+"""Packing: items to an archive. Reads the input once; proves every chunk by decoding it before it is written."""
+
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tzip.archive import verify
+from tzip.chunks import SLACK, EncodedChunk, decode_chunk, encode_chunk
+from tzip.coders import zstd
+from tzip.coders.arrays import U8
+from tzip.coders.errors import ChangedError, CorruptError, TzipError, UsageError
+from tzip.coders.planes import WORD
+from tzip.coders.sums import sum64
+from tzip.formats import safetensors_header
+from tzip.formats.atomic import PartialFile
+from tzip.formats.catalogue import CLOSED, FILE, FOLDER, IN_RUN, INLINE, LINK, NO_MTIME, SHA_KNOWN, TENSOR, Catalogue
+from tzip.formats.dtypes import Dtype
+from tzip.formats.layout import CHUNK_ELEMENTS, DONE, MEMBER, ArchiveHeader, ChunkHead, DoneRecord
+from tzip.formats.names import check_name
+from tzip.formats.source import Source, open_source
+from tzip.formats.writer import ArchiveWriter
+from tzip.plan import LEVELS, Level
+from tzip.tree import Item, collect
+from tzip.version import __version__
+from tzip.workers import Hasher, Workers, thread_count
+
+SUFFIX = ".tzip"
+INLINE_BYTES = 4096  # a file up to here is stored in its member record: two records would cost more
+OWN_RUN = 65536  # tensors with fewer elements share bundles: a chunk costs 64 bytes and a table
+OPAQUE_WIDTH = 8  # opaque bytes are runs of 8-byte elements, so that a zstandard frame spans 1 MiB
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class MemberReport:
+    """What became of one member."""
+
+    name: str
+    size: int
+    sha256: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class PackReport:
+    """What packing did: sizes in bytes, time in seconds, warnings as printed."""
+
+    archive: str | None
+    archive_id: str
+    bytes_in: int
+    bytes_out: int
+    seconds: float
+    members: list[MemberReport] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `pack` was asked for; see there."""
+
+    level: str = "default"
+    threads: int | None = None
+    sha256: bool = True
+    strict: bool = False
+    resume: bool = False
+    progress: Progress | None = None
+    prove: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of a member: `begin` is its first byte in the member."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+    begin: int
+
+
+@dataclass(slots=True)
+class Run:
+    """A run to be: element width, what coding suits it, and the byte ranges of the member that it consists of."""
+
+    width: int
+    coding: str
+    pieces: list[tuple[int, int]] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, begin: int, n: int) -> None:
+        """Add the n bytes of the member from `begin` on."""
+        self.pieces.append((begin, n))
+        self.size += n
+
+
+@dataclass(slots=True)
+class Extent:
+    """A byte range of the member: inline when `run` is None, else at `offset` of that run."""
+
+    begin: int
+    length: int
+    run: Run | None = None
+    offset: int = 0
+
+
+@dataclass(slots=True)
+class MemberLayout:
+    """Extents in file order, runs in the order of their first use, tensors in file order."""
+
+    extents: list[Extent]
+    runs: list[Run]
+    tensors: list[Tensor]
+
+
+class InputFormatError(UsageError):
+    """A file breaks the rules of the format that its name promises, and `strict` was asked for."""
+
+
+def lay_out(size: int, data_start: int, tensors: Sequence[Tensor], nbytes: Sequence[int]) -> MemberLayout:
+    """Cut a member of `size` bytes into extents: `data_start` inline bytes, then tensors without gaps.
+
+    Large tensors get runs of their own; small ones share bundles of one coding, in file order.
+    """
+    layout = MemberLayout([], [], list(tensors))
+    if data_start:
+        layout.extents.append(Extent(0, data_start))
+    bundles: dict[tuple[int, str], Run] = {}
+    for tensor, n in zip(tensors, nbytes, strict=True):
+        if not n:
+            continue
+        width, coding = tensor.dtype.width, tensor.dtype.coding
+        if coding == "opaque":
+            lay_out_opaque(layout, tensor.begin, n, split=False)
+            continue
+        own = n >= OWN_RUN * width
+        run = None if own else bundles.get((width, coding))
+        if run is None or run.size + n > CHUNK_ELEMENTS * width:
+            run = Run(width, coding)
+            layout.runs.append(run)
+            if not own:
+                bundles[width, coding] = run
+        layout.extents.append(Extent(tensor.begin, n, run, run.size))
+        run.add(tensor.begin, n)
+    assert sum(e.length for e in layout.extents) == size
+    return layout
+
+
+def lay_out_opaque(layout: MemberLayout, begin: int, n: int, *, split: bool = True) -> None:
+    """Add extents for n bytes that no coding suits: inline when they are few, else a run, and the odd bytes inline.
+
+    Without `split` they are one extent, as a tensor's bytes must be.
+    """
+    width = OPAQUE_WIDTH if split or n % OPAQUE_WIDTH == 0 else 1
+    whole = n // width * width if n > INLINE_BYTES else 0
+    if whole:
+        run = Run(width, "opaque")
+        run.add(begin, whole)
+        layout.runs.append(run)
+        layout.extents.append(Extent(begin, whole, run))
+    if n > whole:
+        layout.extents.append(Extent(begin + whole, n - whole))
+
+
+class Packer:
+    """Writes items into one archive."""
+
+    def __init__(self, out: BinaryIO, workers: Workers, options: Options) -> None:
+        self.writer = ArchiveWriter(out, resume=options.resume)
+        self.level = level_named(options.level)
+        self.workers = workers
+        self.work = encode_and_prove if options.prove else encode_chunk
+        self.sha256 = options.sha256
+        self.strict = options.strict
+        self.progress = options.progress or (lambda n: None)
+        self.members: list[MemberReport] = []
+        self.warnings: list[str] = []
+        self.runs = 0
+        self.bytes_in = 0
+        self.writer.header(ArchiveHeader(f"tzip {__version__} {self.level.name}", zstd.VERSION_NUMBER))
+
+    def add(self, item: Item) -> None:
+        """Add one member. Raises ChangedError when it changes meanwhile."""
+        if item.kind == FOLDER:
+            self._member(item, MemberLayout([], [], []), b"", b"")
+        elif item.kind == LINK:
+            target = item.link.encode()
+            self._member(item, MemberLayout([Extent(0, len(target))], [], []), target, self._sha(target))
+        else:
+            assert item.open is not None
+            stamp = item.stamp() if item.stamp else None
+            with item.open() as source:
+                self._file(item, source)
+            if item.stamp and item.stamp() != stamp:
+                raise ChangedError("the input changed while it was packed").at(path=item.original)
+
+    def add_tensor(self, name: str, raw: U8, dtype: Dtype, shape: tuple[int, ...]) -> None:
+        """Add a bare tensor (FORMAT.md, section 9)."""
+        layout = lay_out(raw.size, 0, [Tensor("", dtype, shape, 0)], [raw.size])
+        item = Item(name, TENSOR, 0, 0, raw.size)
+        self._stream(item, layout, _ArraySource(raw))
+
+    def finish(self) -> bytes:
+        """Write the index; return the archive id."""
+        return self.writer.finish()
+
+    def _sha(self, data: bytes) -> bytes:
+        with Hasher(self.sha256, 1) as hasher:
+            hasher.update(data)
+            return hasher.digest() or b""
+
+    def _file(self, item: Item, source: Source) -> None:
+        layout: MemberLayout | None = None
+        try:
+            data_start, spans = safetensors_header.parse(source.read_at, source.size)
+        except safetensors_header.HeaderError as e:
+            if item.name.lower().endswith(".safetensors"):
+                message = f"{item.original or item.name}: no valid safetensors file, {e}; packed as plain bytes"
+                if self.strict:
+                    raise InputFormatError(f"no valid safetensors file: {e}").at(
+                        path=item.original or item.name
+                    ) from None
+                self.warnings.append(message)
+        else:
+            tensors = [Tensor(s.name, s.dtype, s.shape, data_start + s.begin) for s in spans]
+            layout = lay_out(source.size, data_start, tensors, [s.end - s.begin for s in spans])
+        if layout is None:
+            layout = MemberLayout([], [], [])
+            if source.size:
+                lay_out_opaque(layout, 0, source.size)
+        self._stream(item, layout, source)
+
+    def _stream(self, item: Item, layout: MemberLayout, source: Source) -> None:
+        inline = b"".join(_read(source, e.begin, e.length, item) for e in layout.extents if e.run is None)
+        if not layout.runs:
+            self._member(item, layout, inline, self._sha(inline) if item.kind != TENSOR else b"")
+            self.progress(source.size)
+            self.bytes_in += source.size
+            return
+        first_run = self._member(item, layout, inline, None)
+        with Hasher(self.sha256 and item.kind != TENSOR, self.workers.threads) as hasher:
+            jobs = self._jobs(layout, first_run, inline, source, item, hasher)
+            for encoded, size in self._encode(jobs):
+                self.writer.chunk(encoded.record, encoded.codecs)
+                self.progress(size)
+            digest = hasher.digest()
+        self.progress(len(inline))
+        self.bytes_in += source.size
+        self._done(item, source.size, digest)
+
+    def _jobs(
+        self, layout: MemberLayout, first_run: int, inline: bytes, source: Source, item: Item, hasher: Hasher
+    ) -> "Iterator[tuple[U8, Run, int, int]]":
+        """Yield the chunks in the order of the archive, feeding the hash in the order of the file.
+
+        Bytes that a bundle reads ahead are kept until the hash has passed them: the input is read once.
+        """
+        ordinal = {id(run): first_run + i for i, run in enumerate(layout.runs)}
+        ahead: dict[int, U8] = {}
+        started: set[int] = set()
+        at = 0
+        for extent in layout.extents:
+            run = extent.run
+            if run is None:
+                hasher.update(inline[at : at + extent.length])
+                at += extent.length
+            elif len(run.pieces) > 1:
+                if id(run) not in started:
+                    started.add(id(run))
+                    raw = np.empty(run.size, np.uint8)
+                    to = 0
+                    for begin, n in run.pieces:
+                        _read_into(source, begin, raw[to : to + n], item)
+                        ahead[begin] = raw[to : to + n]
+                        to += n
+                    yield raw, run, ordinal[id(run)], 0
+                hasher.update(ahead.pop(extent.begin))
+            else:
+                step = CHUNK_ELEMENTS * run.width
+                for chunk, begin in enumerate(range(extent.begin, extent.begin + extent.length, step)):
+                    raw = np.empty(min(step, extent.begin + extent.length - begin), np.uint8)
+                    _read_into(source, begin, raw, item)
+                    hasher.update(raw)
+                    yield raw, run, ordinal[id(run)], chunk
+
+    def _encode(self, jobs: "Iterator[tuple[U8, Run, int, int]]") -> Iterator[tuple[EncodedChunk, int]]:
+        waiting: deque[tuple[Future[EncodedChunk], int]] = deque()
+        for raw, run, ordinal, chunk in jobs:
+            if self.writer.resuming:
+                earlier = self._earlier(raw, run, ordinal, chunk)
+                if earlier is not None:
+                    yield earlier, raw.size
+                    continue
+            args = (raw, run.width, run.coding, self.level, ordinal, chunk)
+            waiting.append((self.workers.submit(self.work, *args), raw.size))
+            # While resuming, a chunk must be written before the next one can be compared with what stands there.
+            while waiting and (len(waiting) > self.workers.threads or self.writer.resuming):
+                future, size = waiting.popleft()
+                yield future.result(), size
+        while waiting:
+            future, size = waiting.popleft()
+            yield future.result(), size
+
+    def _earlier(self, raw: U8, run: Run, ordinal: int, chunk: int) -> EncodedChunk | None:
+        """Return the chunk that an interrupted run has written here, when it is sound and holds these bytes."""
+        record = self.writer.earlier_chunk()
+        if record is None or len(record) < ChunkHead.SIZE:
+            return None
+        length = len(record)
+        buffer = np.zeros(length + SLACK, np.uint8)
+        buffer[:length] = np.frombuffer(record, np.uint8)
+        head = ChunkHead.read(record)
+        elements = raw.size // run.width
+        if (head.run, head.chunk, head.elements, head.width) != (ordinal, chunk, elements, run.width):
+            return None
+        if head.decoded_sum != sum64(raw):
+            return None
+        decoded = np.empty(raw.size, np.uint8)
+        try:
+            decode_chunk(buffer, length, ordinal, chunk, elements, run.width, decoded)
+        except TzipError:
+            return None
+        if not np.array_equal(decoded, raw):
+            return None
+        codecs = 0
+        groups = -(-elements // (1 << 17))
+        for i in range(groups * head.planes):
+            codecs |= 1 << record[ChunkHead.SIZE + 16 * i]
+        return EncodedChunk(record, codecs)
+
+    def _member(self, item: Item, layout: MemberLayout, inline: bytes, sha: bytes | None) -> int:
+        """Write the member record; with `sha` not None the member is closed. Return the ordinal of its first run."""
+        first_run = self.runs
+        ordinal = {id(run): first_run + i for i, run in enumerate(layout.runs)}
+        size = sum(e.length for e in layout.extents)
+        known = SHA_KNOWN if sha or (sha is None and self.sha256 and item.kind != TENSOR) else 0
+        flags = known | (CLOSED if sha is not None else 0)
+        columns: dict[str, list[Any]] = {
+            "m_name": [len(item.name.encode())],
+            "m_kind": [item.kind],
+            "m_flags": [flags],
+            "m_mode": [item.mode],
+            "m_mtime": [item.mtime_ns],
+            "m_size": [size],
+            "m_sha": [sha or bytes(32)],
+            "m_record": [0],
+            "m_extents": [len(layout.extents)],
+            "m_tensors": [len(layout.tensors)],
+            "m_runs": [len(layout.runs)],
+            "r_width": [run.width for run in layout.runs],
+            "r_inputs": [0] * len(layout.runs),
+            "r_elements": [run.size // run.width for run in layout.runs],
+        }
+        self._extent_columns(columns, layout.extents, ordinal)
+        self._tensor_columns(columns, layout)
+        names = [t.name for t in layout.tensors]
+        record = Catalogue.of(columns, [item.name, *names], inline, len(self.members), first_run)
+        offset = self.writer.record(MEMBER, record.write(MEMBER))
+        columns["m_record"] = [offset]
+        for column, values in columns.items():
+            self.writer.columns[column] += values
+        self.writer.member_names.append(item.name)
+        self.writer.tensor_names += names
+        self.runs += len(layout.runs)
+        self.members.append(MemberReport(item.name, size, sha.hex() if sha else None))
+        return first_run
+
+    @staticmethod
+    def _extent_columns(columns: dict[str, list[Any]], extents: Iterable[Extent], ordinal: dict[int, int]) -> None:
+        names = ("x_kind", "x_run", "x_offset", "x_length")
+        for name in names:
+            columns[name] = []
+        inline_at = 0
+        for extent in extents:
+            if extent.run is None:
+                row = (INLINE, 0, inline_at, extent.length)
+                inline_at += extent.length
+            else:
+                row = (IN_RUN, ordinal[id(extent.run)], extent.offset, extent.length)
+            for name, value in zip(names, row, strict=True):
+                columns[name].append(value)
+
+    @staticmethod
+    def _tensor_columns(columns: dict[str, list[Any]], layout: MemberLayout) -> None:
+        names = ("t_name", "t_dtype", "t_layout", "t_ndim", "t_extent", "t_offset")
+        for name in (*names, "dims"):
+            columns[name] = []
+        by_begin = {e.begin: i for i, e in enumerate(layout.extents)}
+        for tensor in layout.tensors:
+            elements = 1
+            for n in tensor.shape:
+                elements *= n
+            extent = by_begin[tensor.begin] if tensor.dtype.nbytes(elements) else 0
+            row = (len(tensor.name.encode()), tensor.dtype.wire_id, 0, len(tensor.shape), extent, 0)
+            for name, value in zip(names, row, strict=True):
+                columns[name].append(value)
+            columns["dims"] += tensor.shape
+
+    def _done(self, item: Item, size: int, digest: bytes | None) -> None:
+        self.writer.record(DONE, DoneRecord(len(self.members) - 1, size, digest).write())
+        if digest is not None:
+            self.writer.columns["m_sha"][-1] = digest
+        self.members[-1] = MemberReport(item.name, size, digest.hex() if digest else None)
+
+
+def encode_and_prove(raw: U8, width: int, coding: str, level: Level, run: int, chunk: int) -> EncodedChunk:
+    """Encode a chunk, decode it again and compare it with the source, byte by byte."""
+    encoded = encode_chunk(raw, width, coding, level, run, chunk)
+    length = len(encoded.record)
+    buffer = np.empty(length + SLACK, np.uint8)
+    buffer[:length] = np.frombuffer(encoded.record, np.uint8)
+    buffer[length:] = 0
+    decoded = np.empty(raw.size, np.uint8)
+    decode_chunk(buffer, length, run, chunk, raw.size // width, width, decoded)
+    if not np.array_equal(decoded.view(WORD[width]), raw.view(WORD[width])):
+        raise CorruptError("tzip is at fault: a chunk does not decode to its source; nothing was written")
+    return encoded
+
+
+class _ArraySource(Source):
+    """A tensor in memory."""
+
+    def __init__(self, raw: U8) -> None:
+        super().__init__("<array>", raw.size)
+        self.raw = raw
+
+    def read_at(self, offset: int, n: int) -> bytes:
+        return self.raw[offset : offset + n].tobytes()
+
+    def readinto_at(self, offset: int, buffer: memoryview) -> int:
+        part = self.raw[offset : offset + len(buffer)]
+        np.frombuffer(buffer, np.uint8)[: part.size] = part
+        return part.size
+
+
+def _read(source: Source, begin: int, n: int, item: Item) -> bytes:
+    data = source.read_at(begin, n)
+    if len(data) != n:
+        raise ChangedError("the input became shorter while it was packed").at(path=item.original or source.name)
+    return data
+
+
+def _read_into(source: Source, begin: int, raw: U8, item: Item) -> None:
+    if source.readinto_at(begin, memoryview(raw)) != raw.size:
+        raise ChangedError("the input became shorter while it was packed").at(path=item.original or source.name)
+
+
+def level_named(name: str) -> Level:
+    """Return the level of that name; raises UsageError when there is none."""
+    if name not in LEVELS:
+        raise UsageError(f"there is no level {name!r}; there are {', '.join(LEVELS)}")
+    return LEVELS[name]
+
+
+def items_of(src: Any, name: str | None, dereference: bool | None) -> tuple[list[Item], list[Source]]:
+    """Return the items of what the caller gave to `pack`, and the sources that it must close."""
+    if isinstance(src, str | os.PathLike):
+        return collect([Path(src)], dereference), []
+    if isinstance(src, list | tuple):
+        return collect([Path(p) for p in src], dereference), []
+    source = open_source(src)
+    default = os.path.basename(source.name) if not source.name.startswith("<") else "data"
+    try:
+        check_name(name or default)
+    except CorruptError as e:
+        source.close()
+        raise UsageError(e.message).at(member=e.member) from None
+    item = Item(name or default, FILE, 0o644, NO_MTIME, source.size, lambda: _Borrowed(source))
+    return [item], [source]
+
+
+class _Borrowed(Source):
+    """A source that somebody else closes."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.name, source.size)
+        self.read_at = source.read_at  # type: ignore[method-assign]
+        self.readinto_at = source.readinto_at  # type: ignore[method-assign]
+
+
+def pack(
+    src: Any,
+    dst: Any = None,
+    *,
+    level: str = "default",
+    threads: int | None = None,
+    force: bool = False,
+    sha256: bool = True,
+    dereference: bool | None = None,
+    strict: bool = False,
+    resume: bool = False,
+    verify_file: bool = False,
+    name: str | None = None,
+    progress: Progress | None = None,
+) -> PackReport:
+    """Pack `src` into the archive `dst`.
+
+    `src`: a path to a file or folder, a list of paths, a bytes-like object, or a binary file (a pipe too). `dst`: a path
+    (None: that of `src` with ".tzip" added) or a binary file. The file appears under its name whole or not at all; a path that
+    exists is replaced only with `force`. `sha256=False` leaves the SHA-256 of the members out, `dereference` follows
+    links, `strict` refuses `.safetensors` files that break the rules of their format (they are packed as plain bytes
+    otherwise), `resume` goes on where a killed call stopped, `verify_file` reads the finished file back, `name` is the
+    member's name when `src` has none. `progress` is called with numbers of bytes done.
+
+    Raises UsageError, ChangedError (the input changed meanwhile) or OSError; nothing is left under the name of `dst` then.
+    """
+    options = Options(level, threads, sha256, strict, resume, progress)
+    items, sources = items_of(src, name, dereference)
+    try:
+        if dst is None:
+            if not isinstance(src, str | os.PathLike):
+                raise UsageError("say where the archive goes: only a single path has a default")
+            base = Path(os.path.abspath(src))
+            dst = base.with_name(base.name + SUFFIX)
+        if isinstance(dst, str | os.PathLike):
+            return _pack_to_path(items, Path(dst), options, force, verify_file)
+        return _pack_to_file(items, dst, None, replace(options, resume=False))
+    finally:
+        for source in sources:
+            source.close()
+
+
+def pack_items(
+    items: Sequence[Item],
+    dst: Path,
+    options: Options,
+    *,
+    force: bool = False,
+    check: Callable[[PackReport], None] | None = None,
+) -> PackReport:
+    """Pack items into a file that appears whole; `check` may refuse the report by raising before it does."""
+    return _pack_to_path(items, dst, options, force, False, check)
+
+
+def _pack_to_path(
+    items: Sequence[Item],
+    target: Path,
+    options: Options,
+    force: bool,
+    verify_file: bool,
+    check: Callable[[PackReport], None] | None = None,
+) -> PackReport:
+    if os.path.lexists(target):
+        if not force:
+            raise UsageError("the output exists; --force replaces it").at(path=str(target))
+        if target.is_dir():
+            raise UsageError("the output is a folder").at(path=str(target))
+        if target.exists() and any(i.original and i.kind == FILE and os.path.samefile(i.original, target) for i in items):
+            raise UsageError("input and output are the same file").at(path=str(target))
+    with PartialFile(target, force=force, resume=options.resume, keep=options.resume) as partial:
+        report = _pack_to_file(items, partial.file, str(target), options)
+        if verify_file:
+            verify(partial.path, deep=True, threads=options.threads)
+        if check is not None:
+            check(report)
+        partial.publish()
+    return report
+
+
+def _pack_to_file(items: Sequence[Item], out: BinaryIO, target: str | None, options: Options) -> PackReport:
+    start = time.perf_counter()
+    with Workers(thread_count(options.threads)) as workers:
+        packer = Packer(out, workers, options)
+        for item in items:
+            try:
+                packer.add(item)
+            except TzipError as e:
+                raise e.at(member=item.name) from None
+        archive_id = packer.finish()
+    for message in packer.warnings:
+        warnings.warn(message, UserWarning, stacklevel=4)
+    return PackReport(
+        target,
+        archive_id.hex(),
+        packer.bytes_in,
+        packer.writer.position,
+        time.perf_counter() - start,
+        packer.members,
+        packer.warnings,
+    )

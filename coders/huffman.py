@@ -1,0 +1,377 @@
+"""Codec 3: canonical Huffman codes of at most 11 bits in 32 streams a segment (FORMAT.md, section 7.5).
+
+The number of symbols of a stream is fixed, so 32 lanes of a warp, or four interleaved loops here, decode one segment
+with nothing to search for. The decoder looks up to six symbols at once in a table of 2^11 entries. Sources: canonical codes,
+D. Hirschberg and D. Lelewer, CACM 33 (1990); length limit, L. Larmore and D. Hirschberg (package-merge), JACM 37 (1990).
+"""
+
+from dataclasses import dataclass
+from typing import no_type_check
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from tzip.coders.arrays import I64, U8, U16, U32, U64
+from tzip.coders.errors import CorruptError, TruncatedError
+from tzip.coders.jit import kernel
+from tzip.coders.tables import read_range, write_range
+
+LANES = 32
+MAX_BITS = 11
+SLOTS = 1 << MAX_BITS
+# A stream that is corrupt reads at most 11 bits for each of its R <= 4096 symbols and 64 bits at once: a decoder
+# that has these bytes behind the payload needs no bounds check in its inner loop.
+SLACK = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class HuffmanTable:
+    """A complete canonical code: `lengths` of shape (256,), 0 where a byte has no code."""
+
+    lengths: I64
+
+    def write(self) -> bytes:
+        """Return the table as the format stores it, of even length."""
+        lo, hi, entries = write_range(self.lengths)
+        nibbles = np.append(entries, 0) if entries.size % 2 else entries
+        packed = (nibbles[::2] | (nibbles[1::2] << 4)).astype(np.uint8).tobytes()
+        return bytes((lo, hi)) + packed + bytes(len(packed) % 2)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the stored table."""
+        used = np.flatnonzero(self.lengths)
+        return _stored_size(int(used[0]), int(used[-1]))
+
+    @classmethod
+    def read(cls, payload: U8) -> "tuple[HuffmanTable, int]":
+        """Return the table that `payload` starts with and its size in bytes.
+
+        Raises TruncatedError, or CorruptError unless the code is complete and the padding zero.
+        """
+        lo, hi = read_range(payload)
+        size = _stored_size(lo, hi)
+        if payload.size < size:
+            raise TruncatedError("huffman: payload ends within the table")
+        packed = payload[2:size].astype(np.int64)
+        nibbles = np.stack((packed & 15, packed >> 4), axis=1).ravel()
+        count = hi - lo + 1
+        lengths = np.zeros(256, np.int64)
+        lengths[lo : hi + 1] = nibbles[:count]
+        kraft = int((SLOTS >> lengths[lengths > 0]).sum())
+        if lengths.max() > MAX_BITS or nibbles[count:].any() or kraft != SLOTS or not (lengths[lo] and lengths[hi]):
+            raise CorruptError(f"huffman: code lengths of bytes {lo} … {hi} are no complete code")
+        return cls(lengths), size
+
+    def codes(self) -> U32:
+        """Return the bit-reversed code of each byte, shape (256,)."""
+        codes = np.zeros(256, np.uint32)
+        code = length = 0
+        for byte in sorted(np.flatnonzero(self.lengths).tolist(), key=lambda b: (int(self.lengths[b]), b)):
+            code <<= int(self.lengths[byte]) - length
+            length = int(self.lengths[byte])
+            codes[byte] = int(f"{code:0{length}b}"[::-1], 2)
+            code += 1
+        return codes
+
+    def decoders(self) -> tuple[U16, U64]:
+        """Return the look-up tables of one symbol and of up to six symbols, shape (2048,) each."""
+        single = np.zeros(SLOTS, np.uint16)
+        multi = np.zeros(SLOTS, np.uint64)
+        _fill(self.codes(), self.lengths, single, multi)
+        return single, multi
+
+
+def _stored_size(lo: int, hi: int) -> int:
+    size = 2 + (hi - lo + 2) // 2
+    return size + size % 2
+
+
+def code_lengths(counts: I64) -> I64:
+    """Return optimal code lengths of at most 11 bits for byte counts, shape (256,), of which two or more are not 0."""
+    used = np.flatnonzero(counts)
+    order = used[np.argsort(counts[used], kind="stable")]
+    lengths = np.zeros(256, np.int64)
+    sorted_lengths = np.zeros(order.size, np.int64)
+    _package_merge(
+        counts[order],
+        sorted_lengths,
+        np.zeros((2, 2 * order.size), np.int64),
+        np.zeros((MAX_BITS, 2 * order.size), np.uint8),
+    )
+    lengths[order] = sorted_lengths
+    return lengths
+
+
+def stream_symbols(k: int) -> int:
+    """Return R, the symbols of each of the 32 streams of a segment of k symbols."""
+    return 4 * -(-k // 128)
+
+
+def encode(symbols: U8, table: HuffmanTable, shared: bool, log_segment: int, escapes: U32) -> bytes:
+    """Return the payload of `symbols`, shape (n,), n >= 1, all of which have codes in `table`."""
+    n, segment = symbols.size, 1 << log_segment
+    segments = -(-n // segment)
+    last = n - (segments - 1) * segment
+    padded = symbols
+    total = (segments - 1) * segment + LANES * stream_symbols(last)
+    if total > n:
+        shortest = int(np.where(table.lengths > 0, table.lengths, 99).argmin())
+        padded = np.full(total, shortest, np.uint8)
+        padded[:n] = symbols
+    lengths = np.empty(segments * LANES, np.uint16)
+    out = np.empty(total * MAX_BITS // 8 + segments * LANES + 16, np.uint8)
+    used = _encode(padded, segment, table.codes(), table.lengths, out, lengths)
+    return b"".join(
+        (escapes.tobytes(), lengths.tobytes(), b"" if shared else table.write(), memoryview(out[:used]))
+    )
+
+
+def decode_into(
+    buffer: U8, start: int, stop: int, escapes: int, log_segment: int, shared: HuffmanTable | None, out: U8
+) -> HuffmanTable:
+    """Fill `out`, shape (n,), from the payload buffer[start:stop]; return the table used.
+
+    `escapes` is the number of escapes at the start of the payload, which this skips. Needs SLACK readable bytes in
+    `buffer` after `stop`. Raises CorruptError or TruncatedError; `out` is then unspecified.
+    """
+    n, segment = out.size, 1 << log_segment
+    segments = -(-n // segment)
+    at = start + 4 * escapes + 2 * LANES * segments
+    if at > stop:
+        raise TruncatedError("huffman: payload ends within the stream lengths")
+    lengths = np.frombuffer(buffer[at - 2 * LANES * segments : at].tobytes(), "<u2").astype(np.int64)
+    table = shared
+    if table is None:
+        table, size = HuffmanTable.read(buffer[at:stop])
+        at += size
+    if at + int(lengths.sum()) != stop:
+        raise CorruptError(f"huffman: streams of {int(lengths.sum())} bytes in {stop - at}")
+    if buffer.size < stop + SLACK:
+        raise ValueError("decode_into needs SLACK bytes behind the payload")
+    single, multi = table.decoders()
+    scratch = np.empty(LANES * stream_symbols(min(n, segment)), np.uint8)
+    bad = _decode(buffer, at, lengths, single, multi, segment, out, scratch)
+    if bad:
+        raise CorruptError(f"huffman: stream {bad - 1} does not end where it should")
+    return table
+
+
+@intrinsic
+@no_type_check
+def _load64(typingctx, array, offset):
+    """Eight bytes of a uint8 array at any byte offset, as uint64; no bounds check."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        word = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
+        return builder.load(word, align=1)
+
+    return types.uint64(array, types.int64), codegen
+
+
+@intrinsic
+@no_type_check
+def _store64(typingctx, array, offset, value):
+    """Write a uint64 into a uint8 array at any byte offset; no bounds check."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        word = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
+        builder.store(args[2], word, align=1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, types.uint64), codegen
+
+
+@kernel
+@no_type_check
+def _package_merge(weights: I64, lengths: I64, cost: I64, leaf: U8) -> None:
+    """Needs: weights ascending, shape (n,), n >= 2; cost (2, 2n); leaf (11, 2n); lengths zero, (n,)."""
+    n = weights.size
+    before = 0
+    for level in range(11):
+        row = level & 1
+        packages = before // 2
+        i = j = k = 0
+        while i < n or j < packages:
+            package = cost[1 - row, 2 * j] + cost[1 - row, 2 * j + 1] if j < packages else np.int64(1 << 62)
+            if i < n and weights[i] <= package:
+                cost[row, k] = weights[i]
+                leaf[level, k] = 1
+                i += 1
+            else:
+                cost[row, k] = package
+                leaf[level, k] = 0
+                j += 1
+            k += 1
+        before = k
+    take = 2 * n - 2
+    for level in range(10, -1, -1):
+        leaves = 0
+        for k in range(take):
+            leaves += leaf[level, k]
+        for i in range(leaves):
+            lengths[i] += 1
+        take = 2 * (take - leaves)
+
+
+@kernel
+@no_type_check
+def _fill(codes: U32, lengths: I64, single: U16, multi: U64) -> None:
+    """Needs: a complete code of at most 11 bits; single and multi of shape (2048,)."""
+    for byte in range(256):
+        length = lengths[byte]
+        if length:
+            for slot in range(np.int64(codes[byte]), 2048, 1 << length):
+                single[slot] = np.uint16(byte | (length << 8))
+    for slot in range(2048):
+        used = 0
+        count = 0
+        value = np.uint64(0)
+        while count < 6:
+            entry = np.int64(single[slot >> used])
+            if used + (entry >> 8) > 11:
+                break
+            value |= np.uint64(entry & 255) << np.uint64(8 * count)
+            used += entry >> 8
+            count += 1
+        multi[slot] = value | (np.uint64(used) << np.uint64(48)) | (np.uint64(count) << np.uint64(56))
+
+
+@kernel
+@no_type_check
+def _encode(symbols: U8, segment: int, codes: U32, bits: I64, out: U8, lengths: U16) -> int:
+    """Return the bytes written. Needs: symbols padded to whole streams; out.size >= 11/8 n + 32 segments + 16."""
+    n = symbols.size
+    p = np.int64(0)
+    first = np.int64(0)
+    stream = 0
+    while first < n:
+        r = min(segment, n - first) // 32
+        for lane in range(32):
+            begin = p
+            acc = np.uint64(0)
+            held = np.uint64(0)
+            o = first + lane * r
+            for i in range(o, o + r, 4):
+                for j in range(4):
+                    s = symbols[i + j]
+                    acc |= np.uint64(codes[s]) << held
+                    held += np.uint64(bits[s])
+                _store64(out, p, acc)
+                whole = held >> np.uint64(3)
+                p += np.int64(whole)
+                acc >>= whole << np.uint64(3)
+                held &= np.uint64(7)
+            if held > np.uint64(0):
+                p += 1
+            lengths[stream] = np.uint16(p - begin)
+            stream += 1
+        first += 32 * r
+    return p
+
+
+@kernel
+@no_type_check
+def _decode(
+    buffer: U8, at: int, lengths: I64, single: U16, multi: U64, segment: int, out: U8, scratch: U8
+) -> int:
+    """Decode all segments; return 0, or 1 + the number of the first stream that ends wrongly.
+
+    Needs: at + sum of lengths + SLACK <= buffer.size; segment a multiple of 128; scratch.size >= the symbols that
+    the streams of one segment hold.
+    """
+    n = out.size
+    mask = np.uint64(2047)
+    six = np.uint64(48)
+    seven = np.uint64(56)
+    low = np.uint64(255)
+    stream = 0
+    p3 = np.int64(at) * 8
+    first = np.int64(0)
+    while first < n:
+        k = min(segment, n - first)
+        r = 4 * ((k + 127) // 128)
+        whole = 32 * r == k
+        target = out if whole else scratch
+        base = first if whole else np.int64(0)
+        for lane in range(0, 32, 4):
+            p0 = p3
+            b1 = p0 + 8 * lengths[stream]
+            b2 = b1 + 8 * lengths[stream + 1]
+            b3 = b2 + 8 * lengths[stream + 2]
+            b4 = b3 + 8 * lengths[stream + 3]
+            p1 = b1
+            p2 = b2
+            p3 = b3
+            o0 = base + lane * r
+            z0 = o0 + r
+            o1 = z0
+            z1 = o1 + r
+            o2 = z1
+            z2 = o2 + r
+            o3 = z2
+            z3 = o3 + r
+            # Five look-ups take at most 55 of the 57 bits that a load at a byte offset leaves, and write at most
+            # 30 symbols plus two bytes of rubbish.
+            while o0 + 32 <= z0 and o1 + 32 <= z1 and o2 + 32 <= z2 and o3 + 32 <= z3:
+                w0 = _load64(buffer, p0 >> 3) >> np.uint64(p0 & 7)
+                w1 = _load64(buffer, p1 >> 3) >> np.uint64(p1 & 7)
+                w2 = _load64(buffer, p2 >> 3) >> np.uint64(p2 & 7)
+                w3 = _load64(buffer, p3 >> 3) >> np.uint64(p3 & 7)
+                for _ in range(5):
+                    e0 = multi[w0 & mask]
+                    e1 = multi[w1 & mask]
+                    e2 = multi[w2 & mask]
+                    e3 = multi[w3 & mask]
+                    _store64(target, o0, e0)
+                    _store64(target, o1, e1)
+                    _store64(target, o2, e2)
+                    _store64(target, o3, e3)
+                    u0 = (e0 >> six) & low
+                    u1 = (e1 >> six) & low
+                    u2 = (e2 >> six) & low
+                    u3 = (e3 >> six) & low
+                    w0 >>= u0
+                    w1 >>= u1
+                    w2 >>= u2
+                    w3 >>= u3
+                    p0 += np.int64(u0)
+                    p1 += np.int64(u1)
+                    p2 += np.int64(u2)
+                    p3 += np.int64(u3)
+                    o0 += np.int64(e0 >> seven)
+                    o1 += np.int64(e1 >> seven)
+                    o2 += np.int64(e2 >> seven)
+                    o3 += np.int64(e3 >> seven)
+            for lag in range(4):
+                if lag == 0:
+                    p, o, z, b = p0, o0, z0, b1
+                elif lag == 1:
+                    p, o, z, b = p1, o1, z1, b2
+                elif lag == 2:
+                    p, o, z, b = p2, o2, z2, b3
+                else:
+                    p, o, z, b = p3, o3, z3, b4
+                while o + 8 <= z:
+                    e = multi[(_load64(buffer, p >> 3) >> np.uint64(p & 7)) & mask]
+                    _store64(target, o, e)
+                    p += np.int64((e >> six) & low)
+                    o += np.int64(e >> seven)
+                while o < z:
+                    s = np.int64(single[(_load64(buffer, p >> 3) >> np.uint64(p & 7)) & mask])
+                    target[o] = np.uint8(s & 255)
+                    p += s >> 8
+                    o += 1
+                if (p + 7) >> 3 != b >> 3 or (p & 7 != 0 and np.int64(buffer[p >> 3]) >> (p & 7) != 0):
+                    return stream + lag + 1
+            p3 = b4
+            stream += 4
+        if not whole:
+            for i in range(k):
+                out[first + i] = scratch[i]
+        first += k
+    return 0

@@ -1,0 +1,74 @@
+"""sum64: the position-keyed sum over stored and decoded bytes (FORMAT.md, section 4).
+
+A multiply-add hash in the manner of NH (Black et al., UMAC, CRYPTO 1999): 32 x 32 -> 64 bit products of keyed
+halves, plus the word itself so that no value of one half can hide changes in the other. Stripes are keyed by their
+position and added, so a GPU may sum them in any order.
+"""
+
+from typing import no_type_check
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from tzip.coders.arrays import U8, U64
+from tzip.coders.jit import kernel
+from tzip.coders.mixing import mix
+
+STRIPE = 4096
+_GOLDEN = 0x9E3779B97F4A7C15
+_LENGTH = 0xC2B2AE3D27D4EB4F
+_SEED = 0x747A69702073756D
+_M = (1 << 64) - 1
+KEYS: U64 = np.array([mix((_SEED + (j + 1) * _GOLDEN) & _M) for j in range(STRIPE // 8)], np.uint64)
+
+
+@intrinsic
+@no_type_check
+def _load64(typingctx, array, offset):
+    """Eight bytes of a uint8 array at any byte offset, as uint64; no bounds check."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        word = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(64).as_pointer())
+        return builder.load(word, align=1)
+
+    return types.uint64(array, types.int64), codegen
+
+
+@kernel
+@no_type_check
+def _mix(x: np.uint64) -> np.uint64:
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@kernel
+@no_type_check
+def _stripes(data: U8, first: int, count: int, keys: U64) -> np.uint64:
+    """Sum of the keyed stripes first … first + count - 1. Needs: they lie inside data; keys.size == 512."""
+    total = np.uint64(0)
+    low = np.uint64(0xFFFFFFFF)
+    half = np.uint64(32)
+    for s in range(first, first + count):
+        a = np.uint64(0)
+        base = (s - first) * 4096
+        for j in range(512):
+            x = _load64(data, base + 8 * j)
+            y = x ^ keys[j]
+            a += (y & low) * (y >> half) + ((x >> half) | (x << half))
+        total += _mix(a + np.uint64(s + 1) * np.uint64(0x9E3779B97F4A7C15))
+    return total
+
+
+def sum64(data: U8) -> int:
+    """Return the sum of `data`, a C-contiguous uint8 array of shape (n,)."""
+    whole = data.size // STRIPE
+    total = int(_stripes(data, 0, whole, KEYS)) if whole else 0
+    if data.size % STRIPE:
+        last = np.zeros(STRIPE, np.uint8)
+        last[: data.size % STRIPE] = data[whole * STRIPE :]
+        total += int(_stripes(last, whole, 1, KEYS))
+    return mix((total + data.size * _LENGTH) & _M)

@@ -1,0 +1,241 @@
+"""The fixed structures of FORMAT.md, each with its size, its writer and its reader. Nothing else."""
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+from tzip.coders.errors import CorruptError, NotAnArchiveError, TruncatedError, UnsupportedError
+from tzip.coders.mixing import mix
+
+VERSION = 0
+CHUNK_LOG, GROUP_LOG = 20, 17
+CHUNK_ELEMENTS, GROUP_ELEMENTS = 1 << CHUNK_LOG, 1 << GROUP_LOG
+MAX_RECORD = 1 << 25
+MAX_BODY = 1 << 28
+ALIGN, WIDE_ALIGN = 16, 128
+WIDE_RECORD, WIDE_PAYLOAD = 65536, 16384  # from these sizes on: WIDE_ALIGN
+
+MEMBER, CHUNK, DONE, INDEX = (b"\xf5TZ" + kind + b"\n" for kind in (b"memb", b"chnk", b"done", b"indx"))
+RECORD_HEAD = 32
+MIN_RECORD = 48
+
+
+def align(x: int, a: int) -> int:
+    """Return the smallest multiple of `a` that is at least `x`."""
+    return -(-x // a) * a
+
+
+def check8(data: bytes | memoryview) -> bytes:
+    """Return the first 8 bytes of the SHA-256 of `data`."""
+    return hashlib.sha256(data).digest()[:8]
+
+
+def check_at(record: bytes | memoryview, offset: int) -> bytes:
+    """Return the check of a record as it stands at `offset` of the archive, or the bare check of one read there.
+
+    The two differ by the position, so a record counts only where it was written: not in an archive within a payload,
+    not after a misdirected write.
+    """
+    return (int.from_bytes(record[8:16], "little") ^ mix(offset)).to_bytes(8, "little")
+
+
+def record_start(position: int, kind: bytes, length: int) -> int:
+    """Return where a record of that kind and length starts when the structure before it ends at `position`."""
+    return align(position, WIDE_ALIGN if kind == CHUNK and length >= WIDE_RECORD else ALIGN)
+
+
+def payload_start(position: int, stored: int) -> int:
+    """Return where a block's payload starts within its record."""
+    return align(position, WIDE_ALIGN if stored >= WIDE_PAYLOAD else ALIGN)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveHeader:
+    """Section 2.1."""
+
+    writer: str
+    zstd_version: int
+    version: int = VERSION
+    must_understand: int = 0
+    may_ignore: int = 0
+
+    SIZE: ClassVar[int] = 64
+    MAGIC: ClassVar[bytes] = b"\x89TZIP\r\n\x1a"
+    FORM: ClassVar[struct.Struct] = struct.Struct("<8sHBBIII24s8s")
+
+    def write(self) -> bytes:
+        """Return the 64 bytes."""
+        head = self.FORM.pack(
+            self.MAGIC,
+            self.version,
+            CHUNK_LOG,
+            GROUP_LOG,
+            self.must_understand,
+            self.may_ignore,
+            self.zstd_version,
+            self.writer.encode("ascii")[:24],
+            bytes(8),
+        )
+        return head + check8(head)
+
+    @classmethod
+    def read(cls, data: bytes) -> Self:
+        """Parse 64 bytes; raises the errors of section 2.1."""
+        if data[:8] != cls.MAGIC[: len(data[:8])] or not data:
+            raise NotAnArchiveError("not a tzip archive: the magic bytes are missing").at(offset=0)
+        if len(data) < cls.SIZE:
+            raise TruncatedError(f"the archive header has {len(data)} of {cls.SIZE} bytes").at(offset=0)
+        _, version, chunk_log, group_log, must, may, zstd, writer, reserved = cls.FORM.unpack(data[:56])
+        if version > VERSION:
+            raise UnsupportedError(f"format version {version}: this tzip reads up to {VERSION}; upgrade it").at(offset=8)
+        if check8(data[:56]) != data[56:64]:
+            raise CorruptError("the archive header does not match its check").at(offset=56)
+        if must:
+            raise UnsupportedError(f"must-understand flags {must:#x} are not known to this tzip; upgrade it").at(offset=12)
+        if (chunk_log, group_log) != (CHUNK_LOG, GROUP_LOG):
+            raise UnsupportedError(f"chunk grid 2^{chunk_log} / 2^{group_log} is not known to this tzip").at(offset=10)
+        if reserved != bytes(8):
+            raise CorruptError("reserved bytes of the archive header are not zero").at(offset=48)
+        text = writer.rstrip(b"\0")
+        return cls(text.decode("ascii", "replace"), zstd, version, must, may)
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """Section 2.6."""
+
+    index_offset: int
+    index_length: int
+    archive_length: int
+    archive_id: bytes
+
+    SIZE: ClassVar[int] = 80
+    MAGIC: ClassVar[bytes] = b"\x1a\n\rPIZT\x89"
+    FORM: ClassVar[struct.Struct] = struct.Struct("<QQQ32s8s")
+
+    def write(self) -> bytes:
+        """Return the 80 bytes."""
+        body = self.FORM.pack(self.index_offset, self.index_length, self.archive_length, self.archive_id, bytes(8))
+        return body + check8(body) + self.MAGIC
+
+    @classmethod
+    def read(cls, data: bytes, file_size: int) -> Self:
+        """Parse the last 80 bytes of a file of `file_size` bytes."""
+        if len(data) < cls.SIZE or data[-8:] != cls.MAGIC:
+            raise TruncatedError("the archive has no footer: its end is missing").at(offset=file_size)
+        offset, length, total, archive_id, reserved = cls.FORM.unpack(data[-80:-16])
+        if check8(data[-80:-16]) != data[-16:-8]:
+            raise CorruptError("the footer does not match its check").at(offset=file_size - cls.SIZE)
+        if total > file_size:
+            raise TruncatedError(f"the archive has {total} bytes, the file {file_size}").at(offset=file_size)
+        if offset < ArchiveHeader.SIZE or offset % ALIGN or offset + length + cls.SIZE != total or reserved != bytes(8):
+            raise CorruptError("the footer contradicts itself").at(offset=file_size - cls.SIZE)
+        return cls(offset, length, total, archive_id)
+
+
+@dataclass(frozen=True, slots=True)
+class DoneRecord:
+    """Section 2.5."""
+
+    member: int
+    size: int
+    sha256: bytes | None
+
+    SIZE: ClassVar[int] = 80
+    FORM: ClassVar[struct.Struct] = struct.Struct("<QQ32sIIQ")
+
+    def write(self) -> bytes:
+        """Return the 80 bytes of the record."""
+        known = self.sha256 is not None
+        body = self.FORM.pack(self.SIZE, self.size, self.sha256 or bytes(32), self.member, int(known), 0)
+        return DONE + check8(body) + body
+
+    @classmethod
+    def read(cls, data: bytes) -> Self:
+        """Parse a record whose check holds."""
+        length, size, sha, member, flags, zero = cls.FORM.unpack(data[16 : cls.SIZE])
+        if length != cls.SIZE or flags > 1 or zero or (not flags and sha != bytes(32)):
+            raise CorruptError("a done record contradicts itself")
+        return cls(member, size, sha if flags else None)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHead:
+    """The fixed part of a chunk record, section 5."""
+
+    length: int
+    run: int
+    chunk: int
+    elements: int
+    split: int
+    width: int
+    planes: int
+    inputs: int
+    decoded_sum: int
+
+    SIZE: ClassVar[int] = 48
+    FORM: ClassVar[struct.Struct] = struct.Struct("<QIIIBBBBQ")
+
+    def write(self) -> bytes:
+        """Return bytes 16 … 47 of the record (magic and check come before)."""
+        return self.FORM.pack(
+            self.length,
+            self.run,
+            self.chunk,
+            self.elements,
+            self.split,
+            self.width,
+            self.planes,
+            self.inputs,
+            self.decoded_sum,
+        )
+
+    @classmethod
+    def read(cls, data: bytes | memoryview) -> Self:
+        """Parse the first 48 bytes of a record; checks nothing but their number and the magic."""
+        if len(data) < cls.SIZE:
+            raise TruncatedError(f"a chunk record has {len(data)} bytes")
+        if data[:8] != CHUNK:
+            raise CorruptError("a chunk record does not start with its magic")
+        return cls(*cls.FORM.unpack(data[16 : cls.SIZE]))
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The entry of one plane of one group, section 5."""
+
+    codec: int
+    joined: int = 0
+    log_segment: int = 0
+    flags: int = 0
+    stored: int = 0
+    escapes: int = 0
+    value: int = 0
+
+    SIZE: ClassVar[int] = 16
+    FORM: ClassVar[struct.Struct] = struct.Struct("<BBBBIIHH")
+
+    @property
+    def shared(self) -> bool:
+        """Whether the block uses an earlier block's table."""
+        return bool(self.flags & 1)
+
+    @property
+    def sign_mode(self) -> int:
+        """0: signs are in the rest; 1: all are 0; 2: all are 1."""
+        return self.flags >> 1 & 3
+
+    def write(self) -> bytes:
+        """Return the 16 bytes."""
+        return self.FORM.pack(
+            self.codec, self.joined, self.log_segment, self.flags, self.stored, self.escapes, self.value, 0
+        )
+
+    @classmethod
+    def read(cls, data: bytes | memoryview) -> Self:
+        """Parse 16 bytes; the rules of the codec are for its decoder."""
+        *fields, reserved = cls.FORM.unpack(data)
+        if reserved or fields[3] > 7:
+            raise CorruptError("a block entry has unknown flags or a reserved field that is not zero")
+        return cls(*fields)

@@ -1,0 +1,1175 @@
+"""The decoder of FORMAT.md in plain Python: slow, obvious, and strict about every rule of the text."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import gcd, prod
+from pathlib import Path
+
+import zstandard
+
+MASK64 = 2**64 - 1
+CHUNK = 2**20
+GROUP = 2**17
+MAX_CHUNK_RECORD = 2**25
+MAX_BODY = 2**28
+HEADER_LENGTH = 64
+FOOTER_LENGTH = 80
+HEADER_MAGIC = bytes.fromhex("89545A49500D0A1A")
+FOOTER_MAGIC = HEADER_MAGIC[::-1]
+RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
+FILE, FOLDER, LINK, BARE = range(4)
+INLINE, FROM_RUN = range(2)
+FLAG_SHA, FLAG_CLOSED = 1, 2
+DTYPE_BITS = {
+    **dict.fromkeys((0, 1, 2, 3, 7, 8, 9, 10, 12), 8),
+    **dict.fromkeys((13, 14, 15, 16), 16),
+    **dict.fromkeys((17, 18, 19), 32),
+    **dict.fromkeys((20, 21, 22, 23), 64),
+    4: 4, 5: 6, 6: 6, 24: 128,
+}
+
+
+class FormatError(Exception):
+    """The bytes break a rule of FORMAT.md (section 1)."""
+
+
+class NotAnArchive(FormatError):
+    """The magic is missing (section 1)."""
+
+
+class Unsupported(FormatError):
+    """Made by a newer writer: a version, flag, codec or id that the text does not define (section 1)."""
+
+
+class Truncated(FormatError):
+    """Bytes are missing at the end (section 1)."""
+
+
+class Corrupt(FormatError):
+    """Any other broken rule (section 1)."""
+
+
+def require(holds: bool, rule: str) -> None:
+    """Refuse as corrupt unless the rule holds (section 1)."""
+    if not holds:
+        raise Corrupt(rule)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """`ceil(a / b)` of section 1."""
+    return -(-a // b)
+
+
+def align(x: int, a: int) -> int:
+    """The smallest multiple of `a` that is >= `x` (section 1)."""
+    return ceil_div(x, a) * a
+
+
+def check8(data: bytes) -> bytes:
+    """The first 8 bytes of the SHA-256 (section 1)."""
+    return hashlib.sha256(data).digest()[:8]
+
+
+def require_zero(data: bytes, what: str) -> None:
+    """Zero padding is a requirement (section 1)."""
+    require(not any(data), f"{what} is not zero")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Section 4
+
+
+def _mix(x: int) -> int:
+    x ^= x >> 30
+    x = x * 0xBF58476D1CE4E5B9 & MASK64
+    x ^= x >> 27
+    x = x * 0x94D049BB133111EB & MASK64
+    return x ^ x >> 31
+
+
+def bare(record: bytes, at: int) -> bytes:
+    """The record with its bare check, given the offset where it stands (section 2.2)."""
+    check = int.from_bytes(record[8:16], "little") ^ _mix(at)
+    return record[:8] + check.to_bytes(8, "little") + record[16:]
+
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_KEYS = [_mix((0x747A69702073756D + (j + 1) * _GOLDEN) & MASK64) for j in range(512)]
+
+
+def sum64(data: bytes) -> int:
+    """The 64-bit sum of section 4."""
+    total = 0
+    for s, start in enumerate(range(0, len(data), 4096)):
+        stripe = data[start : start + 4096].ljust(4096, b"\0")
+        a = 0
+        for x, key in zip(struct.unpack("<512Q", stripe), _KEYS, strict=True):
+            y = x ^ key
+            a += (y & 0xFFFFFFFF) * (y >> 32) + ((x << 32 & MASK64) | x >> 32)
+        total += _mix((a + (s + 1) * _GOLDEN) & MASK64)
+    return _mix((total + len(data) * 0xC2B2AE3D27D4EB4F) & MASK64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Section 7: codecs
+
+
+def packed_length(n: int, width: int) -> int:
+    """Stored bytes of `n` raw symbols of `width` bits (section 7.1)."""
+    if width == 8:
+        return n
+    g = 8 // gcd(width, 8)
+    return ceil_div(n, 32 * g) * 32 * (g * width // 8)
+
+
+def unpack_rows(payload: bytes, n: int, width: int) -> list[int]:
+    """The raw symbols of a block (section 7.1)."""
+    require(1 <= width <= 8, "raw symbols have at most 8 bits")
+    require(len(payload) == packed_length(n, width), "stored length of a raw block")
+    if width == 8:
+        return list(payload)
+    g = 8 // gcd(width, 8)
+    b = g * width // 8
+    low = 2**width - 1
+    symbols: list[int] = []
+    for cell in range(0, len(payload), 32 * b):
+        rows = [payload[cell + 32 * j : cell + 32 * j + 32] for j in range(b)]
+        for j in range(b):
+            symbols += [byte & low for byte in rows[j]]
+        high = [sum((rows[j][i] >> width) << (8 - width) * j for j in range(b)) for i in range(32)]
+        for j in range(b, g):
+            symbols += [high[i] >> width * (j - b) & low for i in range(32)]
+    return symbols[:n]
+
+
+def zstd_frame(frame: bytes, length: int) -> bytes:
+    """Decode exactly one zstandard frame that gives `length` bytes (sections 2.3 and 7.7)."""
+    try:
+        parameters = zstandard.get_frame_parameters(frame)
+        require(parameters.dict_id == 0, "a zstandard frame with a dictionary")
+        require(parameters.content_size == length, "content size of a zstandard frame")
+        data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=length, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Corrupt(f"zstandard: {error}") from error
+    require(len(data) == length, "length of a zstandard frame's content")
+    return data
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of code lengths (codec 3) or frequencies (codec 4) by byte (section 7.4)."""
+
+    codec: int
+    entries: dict[int, int]
+
+
+class _Cursor:
+    """Takes the parts of a payload in order and refuses to run past its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.position = data, 0
+
+    def take(self, count: int) -> bytes:
+        part = self.data[self.position : self.position + count]
+        require(len(part) == count, "a payload is shorter than its parts")
+        self.position += count
+        return part
+
+    def integers(self, count: int, size: int) -> list[int]:
+        part = self.take(count * size)
+        return [int.from_bytes(part[i : i + size], "little") for i in range(0, len(part), size)]
+
+
+def _read_table(cursor: _Cursor, codec: int) -> Table:
+    lo, hi = cursor.take(2)
+    require(lo < hi, "a table has lo < hi")
+    count = hi - lo + 1
+    bits, limit = (4, 11) if codec == HUFFMAN else (12, 4095)
+    size = ceil_div(count * bits, 8)
+    packed = int.from_bytes(cursor.take(size), "little")
+    require_zero(cursor.take(size % 2), "padding of a table")
+    values = [packed >> bits * i & 2**bits - 1 for i in range(count)]
+    require(packed >> bits * count == 0, "the unused bits of a table's last entry are not zero")
+    require(values[0] != 0 and values[-1] != 0, "the first and last entry of a table are not 0")
+    require(max(values) <= limit, "an entry of a table is too large")
+    entries = {lo + i: value for i, value in enumerate(values) if value}
+    if codec == HUFFMAN:
+        require(sum(2 ** (11 - length) for length in entries.values()) == 2**11, "the Huffman code is not complete")
+    else:
+        require(sum(entries.values()) == 4096, "the frequencies do not add up to 4096")
+    return Table(codec, entries)
+
+
+def _segments(n: int, log_segment: int) -> list[int]:
+    return [min(2**log_segment, n - start) for start in range(0, n, 2**log_segment)]
+
+
+def huffman_codes(lengths: dict[int, int]) -> dict[int, tuple[int, int]]:
+    """The canonical code of each byte as (length, code) (section 7.5)."""
+    codes: dict[int, tuple[int, int]] = {}
+    code, previous = -1, 0
+    for byte, length in sorted(lengths.items(), key=lambda item: (item[1], item[0])):
+        code = 0 if code < 0 else (code + 1) << (length - previous)
+        previous = length
+        codes[byte] = (length, code)
+    return codes
+
+
+def _huffman_stream(stream: bytes, count: int, lookup: list[tuple[int, int]]) -> list[int]:
+    padded = stream + b"\0\0"
+    position, end = 0, 8 * len(stream)
+    out = []
+    for _ in range(count):
+        at = position >> 3
+        if at >= len(stream):
+            raise Corrupt("a Huffman stream ends early")
+        window = (padded[at] | padded[at + 1] << 8 | padded[at + 2] << 16) >> (position & 7) & 2047
+        byte, length = lookup[window]
+        position += length
+        out.append(byte)
+    require(position <= end, "a Huffman stream ends early")
+    require(len(stream) == ceil_div(position, 8), "a Huffman stream is longer than its codes")
+    require(position == end or stream[-1] >> (position & 7) == 0, "the unused bits of a Huffman stream are not zero")
+    return out
+
+
+def huffman_decode(
+    payload: bytes, n: int, log_segment: int, escapes: int, shared: Table | None
+) -> tuple[list[int], list[int], Table]:
+    """The bytes of a Huffman block, its escapes as stored, and its table (section 7.5)."""
+    cursor = _Cursor(payload)
+    segments = _segments(n, log_segment)
+    escape_words = cursor.integers(escapes, 4)
+    stream_lengths = cursor.integers(32 * len(segments), 2)
+    table = shared or _read_table(cursor, HUFFMAN)
+    require(cursor.position + sum(stream_lengths) == len(payload), "stored length of a Huffman block")
+
+    lookup = [(0, 0)] * 2048
+    for byte, (length, code) in huffman_codes(table.entries).items():
+        # The stream's next bit is the window's lowest and the code's highest.
+        reversed_code = int(f"{code:0{length}b}"[::-1], 2)
+        for rest in range(2 ** (11 - length)):
+            lookup[rest << length | reversed_code] = (byte, length)
+
+    out: list[int] = []
+    for s, k in enumerate(segments):
+        symbols: list[int] = []
+        for stream in range(32):
+            data = cursor.take(stream_lengths[32 * s + stream])
+            symbols += _huffman_stream(data, 4 * ceil_div(k, 128), lookup)
+        out += symbols[:k]
+    return out, escape_words, table
+
+
+def rans_decode(
+    payload: bytes, n: int, log_segment: int, escapes: int, shared: Table | None
+) -> tuple[list[int], list[int], Table]:
+    """The bytes of a rANS block, its escapes as stored, and its table (section 7.6)."""
+    cursor = _Cursor(payload)
+    segments = _segments(n, log_segment)
+    escape_words = cursor.integers(escapes, 4)
+    counts = cursor.integers(len(segments), 4)
+    states = cursor.integers(32 * len(segments), 4)
+    table = shared or _read_table(cursor, RANS)
+    for k, count in zip(segments, counts, strict=True):
+        require(count <= 32 * ceil_div(k, 32), "a rANS segment has more words than symbols")
+    require(all(2**15 <= x < 2**31 for x in states), "a rANS state is out of range")
+    require(cursor.position + 2 * sum(counts) == len(payload), "stored length of a rANS block")
+
+    slots: list[tuple[int, int, int]] = []
+    for byte, frequency in sorted(table.entries.items()):
+        start = len(slots)
+        slots += [(byte, frequency, slot - start) for slot in range(start, start + frequency)]
+
+    out: list[int] = []
+    for s, k in enumerate(segments):
+        words = cursor.integers(counts[s], 2)
+        x = states[32 * s : 32 * s + 32]
+        used = 0
+        symbols: list[int] = []
+        for _ in range(ceil_div(k, 32)):
+            for lane in range(32):
+                state = x[lane]
+                byte, frequency, offset = slots[state & 4095]
+                symbols.append(byte)
+                state = frequency * (state >> 12) + offset
+                if state < 2**15:
+                    if used == len(words):
+                        raise Corrupt("a rANS segment has too few words")
+                    state = state << 16 | words[used]
+                    used += 1
+                x[lane] = state
+        require(used == len(words), "a rANS segment has words left")
+        require(all(state == 2**15 for state in x), "a rANS lane does not end in its first state")
+        out += symbols[:k]
+    return out, escape_words, table
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Sections 5, 6 and 8: chunk records
+
+
+@dataclass(frozen=True)
+class Split:
+    """A way to cut elements into planes (section 6); `exponent` is 0 when the split has no head."""
+
+    widths: tuple[int, ...]
+    exponent: int = 0
+    mantissa: int = 0
+    joined: tuple[int, ...] = (0,)
+
+
+SPLITS = {
+    0: Split((1, 2, 4, 8)),
+    1: Split((1, 2, 4, 8)),
+    2: Split((2,), 8, 7, (0, 1, 2)),
+    3: Split((2,), 5, 10, (3,)),
+    4: Split((4,), 8, 7, (0, 1, 2)),
+    5: Split((8,), 11, 4, (0, 1, 2)),
+}
+
+
+@dataclass(frozen=True)
+class ChunkHead:
+    """The first 48 bytes of a chunk record (section 5)."""
+
+    check: int
+    length: int
+    run: int
+    chunk: int
+    elements: int
+    split: int
+    width: int
+    planes: int
+    inputs: int
+    decoded_sum: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block entry of a chunk record (section 5)."""
+
+    codec: int
+    joined: int
+    log_segment: int
+    flags: int
+    stored: int
+    escapes: int
+    value: int
+    reserved: int
+
+    @property
+    def shares_table(self) -> bool:
+        """Whether the block uses an earlier block's table (sections 5 and 7.4)."""
+        return bool(self.flags & 1)
+
+    @property
+    def sign_mode(self) -> int:
+        """The sign mode of section 6.2."""
+        return self.flags >> 1 & 3
+
+
+def read_chunk_head(record: bytes) -> ChunkHead:
+    """The head of a chunk record, proven as far as the record alone allows (sections 5 and 8, step 1)."""
+    require(64 <= len(record) <= MAX_CHUNK_RECORD and len(record) % 16 == 0, "length of a chunk record")
+    magic, *values = struct.unpack("<8sQQIIIBBBBQ", record[:48])
+    require(magic == record_magic(b"chnk"), "magic of a chunk record")
+    head = ChunkHead(*values)
+    require(head.length == len(record), "length of a chunk record")
+    require(head.check == sum64(record[16:]), "check of a chunk record")
+    require(1 <= head.elements <= CHUNK, "elements of a chunk")
+    require(head.width in (1, 2, 4, 8), "width of an element")
+    return head
+
+
+def read_blocks(record: bytes, head: ChunkHead) -> list[Block]:
+    """The block entries, plane by plane (section 5)."""
+    if head.inputs:
+        raise Unsupported("a chunk that is a difference from other tensors")
+    if head.split not in SPLITS:
+        raise Unsupported(f"split {head.split}")
+    require(head.width in SPLITS[head.split].widths, "the split does not have this width")
+    require(head.planes == (1 if head.split == 0 else head.width), "number of planes")
+    count = head.planes * ceil_div(head.elements, GROUP)
+    require(48 + 16 * count <= len(record), "the block entries exceed the record")
+    blocks = [Block(*struct.unpack_from("<BBBBIIHH", record, 48 + 16 * i)) for i in range(count)]
+    for block in blocks:
+        if block.codec > RANS:
+            raise Unsupported(f"codec {block.codec}")
+    return blocks
+
+
+def symbol_width(split: Split, plane: int, block: Block) -> int:
+    """The bits of a symbol of a block (section 6)."""
+    if not split.exponent or plane > 1:
+        return 8
+    if plane == 0:
+        return split.exponent + block.joined
+    return split.mantissa - block.joined + (1 if block.sign_mode == 0 else 0)
+
+
+def _check_block(block: Block, split: Split, plane: int, width: int, opaque: bool) -> None:
+    in_head = bool(split.exponent) and plane < 2
+    coded = block.codec in (HUFFMAN, RANS)
+    require(block.joined in (split.joined if in_head else (0,)), "joined bits")
+    require(12 <= block.log_segment <= 17 if coded else block.log_segment == 0, "log_segment")
+    require(block.flags < 8, "flags of a block entry")
+    require(coded or not block.shares_table, "a shared table where the codec has none")
+    require(block.sign_mode != 3, "sign mode 3")
+    require(block.sign_mode == 0 or (in_head and plane == 1), "a sign mode where the plane has none")
+    require(coded or block.escapes == 0, "escapes where the codec has none")
+    require(block.reserved == 0, "reserved field of a block entry")
+    if opaque:
+        require(block.codec in (RAW, ZSTANDARD), "codec in the split of bytes")
+    if block.codec in (RAW, ZSTANDARD):
+        require(width <= 8, "codec of a plane of more than 8 bits")
+    if block.codec == CONSTANT:
+        require(block.value < 2**width, "the constant exceeds the plane's width")
+        require(block.stored == 0, "a constant block with a payload")
+    elif not (coded and width > 8):
+        require(block.value == 0, "value where there is none")
+
+
+def _decode_block(block: Block, payload: bytes, n: int, width: int, shared: Table | None) -> tuple[list[int], Table]:
+    """Symbols and table of a block of codec 3 or 4 (sections 7.3 to 7.6)."""
+    decode = huffman_decode if block.codec == HUFFMAN else rans_decode
+    require(block.escapes <= n, "more escapes than symbols")
+    coded, escapes, table = decode(payload, n, block.log_segment, block.escapes, shared)
+    largest = max(table.entries)
+    if width <= 8:
+        require(largest < 2**width, "a byte of the table exceeds the plane's width")
+        symbols = coded
+    else:
+        require(largest < 255, "the byte 255 occurs in the table of a wide plane")
+        require(block.value + largest < 2**width, "the base and the largest byte exceed the plane's width")
+        symbols = [block.value + c if c else 0 for c in coded]
+    last = -1
+    for word in escapes:
+        symbol, position = word >> 17, word & 2**17 - 1
+        require(last < position < n, "positions of the escapes")
+        require(symbol < 2**width, "an escape exceeds the plane's width")
+        symbols[position] = symbol
+        last = position
+    return symbols, table
+
+
+def _decode_symbols(
+    block: Block, payload: bytes, n: int, width: int, previous: Table | None
+) -> tuple[list[int], Table | None]:
+    """The symbols of a block and the table that a later block of the plane may share (section 7)."""
+    if block.codec == RAW:
+        return unpack_rows(payload, n, width), previous
+    if block.codec == CONSTANT:
+        return [block.value] * n, previous
+    if block.codec == ZSTANDARD:
+        symbols = list(zstd_frame(payload, n))
+        require(max(symbols) < 2**width, "a zstandard symbol exceeds the plane's width")
+        return symbols, previous
+    shared = None
+    if block.shares_table:
+        require(previous is not None and previous.codec == block.codec, "no table of this codec to share")
+        shared = previous
+    return _decode_block(block, payload, n, width, shared)
+
+
+def _merge_head(key: list[int], rest: list[int], split: Split, joined: int, mode: int) -> list[int]:
+    low = split.mantissa - joined
+    heads = []
+    for k, r in zip(key, rest, strict=True):
+        sign = (r >> low, 0, 1)[mode]
+        heads.append(sign << 15 | k << low | r & 2**low - 1)
+    return heads
+
+
+def decode_chunk(record: bytes) -> bytes:
+    """The decoded element bytes of a chunk record, every rule of sections 5 to 8 enforced."""
+    head = read_chunk_head(record)
+    blocks = read_blocks(record, head)
+    split = SPLITS[head.split]
+    sizes = [min(GROUP, head.elements - start) for start in range(0, head.elements, GROUP)]
+    groups = len(sizes)
+    opaque = head.split == 0 and head.width > 1
+
+    widths = [symbol_width(split, i // groups, block) for i, block in enumerate(blocks)]
+    for i, block in enumerate(blocks):
+        _check_block(block, split, i // groups, widths[i], opaque)
+    if split.exponent:
+        for group in range(groups):
+            require(blocks[group].joined == blocks[groups + group].joined, "joined bits of the planes differ")
+
+    payloads: list[bytes] = []
+    end = 48 + 16 * len(blocks)
+    for block in blocks:
+        start = align(end, 128 if block.stored >= 16384 else 16)
+        require(start + block.stored <= len(record), "a payload exceeds the record")
+        require_zero(record[end:start], "padding between payloads")
+        payloads.append(record[start : start + block.stored])
+        end = start + block.stored
+    require(len(record) == align(end, 16), "length of a chunk record")
+    require_zero(record[end:], "padding of a chunk record")
+
+    if opaque:
+        parts = []
+        for block, payload, n in zip(blocks, payloads, sizes, strict=True):
+            if block.codec == ZSTANDARD:
+                payload = zstd_frame(payload, n * head.width)
+            require(len(payload) == n * head.width, "stored length of a raw block")
+            parts.append(payload)
+        decoded = b"".join(parts)
+    else:
+        planes: list[list[list[int]]] = []
+        for plane in range(head.planes):
+            table: Table | None = None
+            planes.append([])
+            for group, n in enumerate(sizes):
+                i = plane * groups + group
+                symbols, table = _decode_symbols(blocks[i], payloads[i], n, widths[i], table)
+                planes[plane].append(symbols)
+        decoded = b"".join(
+            _merge_group([planes[p][group] for p in range(head.planes)], split, blocks[groups + group])
+            if split.exponent
+            else _merge_bytes([planes[p][group] for p in range(head.planes)])
+            for group in range(groups)
+        )
+    require(sum64(decoded) == head.decoded_sum, "sum of the decoded bytes")
+    return decoded
+
+
+def _merge_bytes(planes: list[list[int]]) -> bytes:
+    out = bytearray(len(planes) * len(planes[0]))
+    for k, symbols in enumerate(planes):
+        out[len(planes) - 1 - k :: len(planes)] = bytes(symbols)
+    return bytes(out)
+
+
+def _merge_group(planes: list[list[int]], split: Split, rest_block: Block) -> bytes:
+    heads = _merge_head(planes[0], planes[1], split, rest_block.joined, rest_block.sign_mode)
+    return _merge_bytes([[h >> 8 for h in heads], [h & 255 for h in heads], *planes[2:]])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Section 2: structures
+
+
+def record_magic(kind: bytes) -> bytes:
+    """The magic of a record (section 2.2)."""
+    return b"\xf5TZ" + kind + b"\n"
+
+
+def read_header(header: bytes) -> None:
+    """Prove the archive header: magic and version, then the check, then the rest (section 2.1)."""
+    if header[:8] != HEADER_MAGIC:
+        raise NotAnArchive("the archive's magic is missing")
+    if len(header) < HEADER_LENGTH:
+        raise Truncated("the header is not whole")
+    fields = struct.unpack("<8sHBBIII24s8s8s", header)
+    _, version, chunk_log, group_log, must_understand, _, _, writer, reserved, check = fields
+    if version > 0:
+        raise Unsupported(f"version {version}")
+    require(check == check8(header[:56]), "check of the header")
+    if (chunk_log, group_log) != (20, 17):
+        raise Unsupported("chunks or groups of another size")
+    if must_understand:
+        raise Unsupported("a flag that must be understood")
+    require(writer.isascii() and b"\0" not in writer.rstrip(b"\0"), "name of the writer")
+    require_zero(reserved, "reserved field of the header")
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A part of a member's bytes (sections 2 and 2.3)."""
+
+    kind: int
+    run: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A view of an extent's bytes (sections 2 and 2.3); `unsupported` says why it cannot be read."""
+
+    name: str
+    dtype: int
+    layout: int
+    shape: tuple[int, ...]
+    extent: int
+    offset: int
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this text cannot read it, or None (sections 2.3 and 3)."""
+        if self.layout != 0:
+            return f"layout {self.layout}"
+        if self.dtype not in DTYPE_BITS:
+            return f"dtype {self.dtype}"
+        return None
+
+    @property
+    def size(self) -> int:
+        """The tensor's bytes (section 3)."""
+        return ceil_div(prod(self.shape) * DTYPE_BITS[self.dtype], 8)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A sequence of elements (sections 2 and 2.3)."""
+
+    width: int
+    inputs: int
+    elements: int
+
+    @property
+    def chunks(self) -> int:
+        """The number of the run's chunks (section 2.3)."""
+        return ceil_div(self.elements, CHUNK)
+
+    def elements_of(self, chunk: int) -> int:
+        """The elements of one of the run's chunks (section 2)."""
+        return min(CHUNK, self.elements - chunk * CHUNK)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A row of the chunk table (section 2.3)."""
+
+    offset: int
+    length: int
+    check: int
+    codecs: int
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member as the index or its member record describes it (section 2.3)."""
+
+    name: str
+    kind: int
+    flags: int
+    mode: int
+    mtime: int
+    size: int
+    sha: bytes
+    record: int
+    first_run: int
+    extents: list[Extent] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def sha256(self) -> bytes | None:
+        """The SHA-256 when it is known (section 2.3)."""
+        return self.sha if self.flags & FLAG_SHA else None
+
+    @property
+    def closed(self) -> bool:
+        """Whether no done record follows (section 2.3)."""
+        return bool(self.flags & FLAG_CLOSED)
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this text cannot read it, or None (sections 2.3 and 3)."""
+        if self.kind > BARE:
+            return f"kind {self.kind}"
+        if self.flags > (FLAG_SHA | FLAG_CLOSED):
+            return f"flags {self.flags}"
+        if any(extent.kind > FROM_RUN for extent in self.extents):
+            return "kind of an extent"
+        return None
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The body of a member or index record (section 2.3)."""
+
+    first_member: int
+    first_run: int
+    members: list[Member]
+    chunks: list[Chunk]
+    inline: bytes
+
+
+_COLUMNS = (
+    ("members", ("I", "B", "B", "H", "q", "Q", "32s", "Q", "I", "I", "I")),
+    ("extents", ("B", "I", "Q", "Q")),
+    ("tensors", ("I", "B", "B", "B", "I", "Q")),
+    ("runs", ("B", "B", "Q")),
+    ("chunks", ("Q", "I", "Q", "I")),
+    ("dims", ("Q",)),
+)
+
+
+def read_body(record: bytes) -> bytes:
+    """The body of a member or index record whose magic, length and check are proven (section 2.3)."""
+    raw_length, stored_length = struct.unpack_from("<II", record, 24)
+    require(raw_length <= MAX_BODY and raw_length <= 1024 * stored_length + 2**16, "raw length of a catalogue")
+    require(stored_length <= raw_length, "stored length of a catalogue")
+    require(len(record) == align(32 + stored_length, 16), "length of a catalogue record")
+    require_zero(record[32 + stored_length :], "padding of a catalogue record")
+    stored = record[32 : 32 + stored_length]
+    return stored if stored_length == raw_length else zstd_frame(stored, raw_length)
+
+
+def _text(data: bytes, what: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Corrupt(f"{what} is not UTF-8") from error
+
+
+def read_catalogue(body: bytes, is_index: bool) -> Catalogue:
+    """Take a catalogue body apart and prove each table by itself (section 2.3)."""
+    require(len(body) >= 40, "a catalogue body has ten counts")
+    names = ("members", "extents", "tensors", "runs", "chunks", "dims", "heap", "inline", "first_member", "first_run")
+    counts = dict(zip(names, struct.unpack_from("<10I", body), strict=True))
+    if is_index:
+        require(counts["inline"] == counts["first_member"] == counts["first_run"] == 0, "counts of the index")
+    else:
+        require(counts["members"] == 1 and counts["chunks"] == 0, "counts of a member record")
+
+    position = 40
+    tables: dict[str, list[tuple[int, ...]]] = {}
+    shas: list[bytes] = []
+
+    def region(length: int) -> bytes:
+        nonlocal position
+        start = align(position, 8)
+        require(start + length <= len(body), "a column exceeds the catalogue body")
+        require_zero(body[position:start], "padding of a catalogue body")
+        position = start + length
+        return body[start:position]
+
+    for table, types in _COLUMNS:
+        columns = []
+        for code in types:
+            data = region(counts[table] * struct.calcsize("<" + code))
+            if code == "32s":
+                shas = [data[i : i + 32] for i in range(0, len(data), 32)]
+            else:
+                columns.append(struct.unpack(f"<{counts[table]}{code}", data))
+        tables[table] = list(zip(*columns, strict=True))
+    heap = region(counts["heap"])
+    inline = region(counts["inline"])
+    region(0)
+    require(position == len(body), "length of a catalogue body")
+
+    totals = [sum(row[i] for row in tables["members"]) for i in (7, 8, 9)]
+    require(totals == [counts["extents"], counts["tensors"], counts["runs"]], "the members' counts do not add up")
+    require(sum(row[3] for row in tables["tensors"]) == counts["dims"], "the dimensions do not add up")
+    name_lengths = [row[0] for row in tables["members"]] + [row[0] for row in tables["tensors"]]
+    require(sum(name_lengths) == counts["heap"], "the names do not add up to the heap")
+    texts, at = [], 0
+    for length in name_lengths:
+        texts.append(_text(heap[at : at + length], "a name"))
+        at += length
+
+    extents = [Extent(*row) for row in tables["extents"]]
+    runs = [Run(*row) for row in tables["runs"]]
+    chunks = [Chunk(*row) for row in tables["chunks"]]
+    dims = [row[0] for row in tables["dims"]]
+    tensors, at = [], 0
+    for name, (_, dtype, layout, ndim, extent, offset) in zip(
+        texts[counts["members"] :], tables["tensors"], strict=True
+    ):
+        tensors.append(Tensor(name, dtype, layout, tuple(dims[at : at + ndim]), extent, offset))
+        at += ndim
+    for run in runs:
+        require(run.width in (1, 2, 4, 8), "width of a run")
+        require(run.inputs <= 4, "inputs of a run")
+        require(1 <= run.elements < 2**63, "elements of a run")
+    if is_index:
+        require(sum(run.chunks for run in runs) == len(chunks), "number of chunks")
+
+    members = []
+    x = t = r = 0
+    for row, sha, name in zip(tables["members"], shas, texts[: counts["members"]], strict=True):
+        name_length, kind, flags, mode, mtime, size, record, n_extents, n_tensors, n_runs = row
+        require(1 <= name_length <= 4096, "length of a member's name")
+        member = Member(
+            name, kind, flags, mode, mtime, size, sha, record, counts["first_run"] + r,
+            extents[x : x + n_extents], tensors[t : t + n_tensors], runs[r : r + n_runs],
+        )  # fmt: skip
+        members.append(member)
+        x, t, r = x + n_extents, t + n_tensors, r + n_runs
+    return Catalogue(counts["first_member"], counts["first_run"], members, chunks, inline)
+
+
+def check_member(member: Member, runs: Sequence[Run]) -> None:
+    """Prove a member against its own tables; `runs` are the archive's runs from the first one on (section 2.3)."""
+    require(member.mode <= 0o7777, "mode of a member")
+    require(member.size < 2**63, "size of a member")
+    require(member.size == sum(extent.length for extent in member.extents), "size of a member")
+    require(member.kind != FOLDER or member.size == 0, "size of a folder")
+    require(member.sha256 is not None or not any(member.sha), "a SHA-256 that is not known is zero")
+    require(member.closed == (not member.runs), "a member is closed exactly when it has no runs")
+
+    inline_end = 0
+    next_run, end_run = member.first_run, member.first_run + len(member.runs)
+    uses: dict[int, list[int]] = {}
+    for place, extent in enumerate(member.extents):
+        require(extent.length >= 1, "length of an extent")
+        if extent.kind == INLINE:
+            require(extent.run == 0, "run of an inline extent")
+            require(extent.offset == inline_end, "offset of an inline extent")
+            inline_end += extent.length
+        elif extent.kind == FROM_RUN:
+            require(extent.run < end_run, "an extent of a later member's run")
+            require(extent.run <= next_run, "the runs are not in the order of their first use")
+            next_run = max(next_run, extent.run + 1)
+            run = runs[extent.run]
+            require(extent.offset + extent.length <= run.elements * run.width, "an extent exceeds its run")
+            if run.chunks > 1:
+                require((extent.offset, extent.length) == (0, run.elements * run.width), "an extent is a part of a long run")
+            else:
+                uses.setdefault(extent.run, []).append(place)
+    if member.unsupported is None:
+        require(next_run == end_run, "a run that no extent uses")
+    for place in range(len(member.extents)):
+        live = sum(1 for places in uses.values() if places[0] <= place < places[-1])
+        require(live <= 16, "more than 16 live runs")
+
+    seen: set[str] = set()
+    for tensor in member.tensors:
+        require(tensor.name not in seen, "two tensors of one name")
+        seen.add(tensor.name)
+        if tensor.unsupported is None:
+            _check_tensor(tensor, member)
+
+
+def _check_tensor(tensor: Tensor, member: Member) -> None:
+    require(tensor.dtype != 0 or len(tensor.shape) == 1, "shape of an opaque tensor")
+    require(prod(tensor.shape) * DTYPE_BITS[tensor.dtype] % 8 == 0, "a sub-byte tensor does not fill its last byte")
+    if tensor.size == 0:
+        require(tensor.extent == 0 and tensor.offset == 0, "extent of an empty tensor")
+    else:
+        require(tensor.extent < len(member.extents), "extent of a tensor")
+        require(tensor.offset + tensor.size <= member.extents[tensor.extent].length, "a tensor exceeds its extent")
+
+
+_DEVICES = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{digit}" for port in ("COM", "LPT") for digit in range(10)}
+
+
+def fold(name: str) -> str:
+    """What two names must not share (section 2.4)."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+class Names:
+    """The names of an archive's members, proven one by one in archive order (section 2.4)."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[str, int] = {}
+        self._parents: set[str] = set()
+
+    def add(self, name: str, kind: int) -> None:
+        """Prove a name by itself and against all before it (section 2.4)."""
+        require(not any(ord(c) < 32 or ord(c) == 127 or c in '\\<>:"|?*' for c in name), f"name {name!r}")
+        components = name.split("/")
+        require(len(components) <= 64, f"name {name!r} has too many components")
+        for component in components:
+            require(component not in ("", ".", "..") and component[-1] not in ". ", f"name {name!r}")
+            require(not component.casefold().endswith(".tzip-partial"), f"name {name!r}")
+            require(component.split(".")[0].upper() not in _DEVICES, f"name {name!r}")
+        folded = fold(name)
+        require(folded not in self._kinds, f"two members are called {name!r}")
+        parts = folded.split("/")
+        parents = {"/".join(parts[:i]) for i in range(1, len(parts))}
+        for parent in parents:
+            # A kind that this text does not define may be a folder; judging it would make a new kind corrupt.
+            require(self._kinds.get(parent, FOLDER) not in (FILE, LINK, BARE), f"{name!r} lies in no folder")
+        require(kind not in (FILE, LINK, BARE) or folded not in self._parents, f"{name!r} is no folder")
+        self._kinds[folded] = kind
+        self._parents |= parents
+
+
+def check_target(name: str, target: bytes) -> list[str]:
+    """Prove the target of the symbolic link `name` by itself and return the path that it names (section 2.4)."""
+    text = _text(target, "the target of a link")
+    require(1 <= len(text) <= 4096 and not text.startswith("/"), "the target of a link is not relative")
+    require(not any(ord(c) < 32 or ord(c) == 127 or c in '\\<>:"|?*' for c in text), "characters of a link's target")
+    path = name.split("/")[:-1]
+    descended = False
+    for component in text.split("/"):
+        if component == "..":
+            require(not descended and bool(path), "the target of a link leaves the root, or climbs after it has descended")
+            path.pop()
+        elif component not in ("", "."):
+            descended = True
+            path.append(component)
+    require(bool(path), "the target of a link is the root")
+    return path
+
+
+def check_targets(paths: dict[str, list[str]]) -> None:
+    """Prove that no link's path goes through another link (section 2.4)."""
+    links = {fold(name) for name in paths}
+    for path in paths.values():
+        for i in range(1, len(path)):
+            require(fold("/".join(path[:i])) not in links, "the target of a link goes through a link")
+
+
+def read_record(data: bytes, at: int, end: int) -> tuple[bytes, bytes]:
+    """Kind and bytes, the check bare, of the record at `at` (section 2.2); a chunk's check is left to section 8."""
+    require(at % 16 == 0 and at + 48 <= end, "place of a record")
+    kind = data[at + 3 : at + 7]
+    require(kind in (b"memb", b"chnk", b"done", b"indx"), "kind of a record")
+    require(data[at : at + 8] == record_magic(kind), "magic of a record")
+    length = int.from_bytes(data[at + 16 : at + 24], "little")
+    require(length % 16 == 0 and 48 <= length <= end - at, "length of a record")
+    record = bare(data[at : at + length], at)
+    if kind != b"chnk":
+        require(record[8:16] == check8(record[16:]), "check of a record")
+    return kind, record
+
+
+def check_done(record: bytes, ordinal: int, member: Member) -> bytes:
+    """Prove a done record against its member and return the SHA-256 (section 2.5)."""
+    require(len(record) == 80, "length of a done record")
+    size, sha, done_ordinal, flags, reserved = struct.unpack_from("<Q32sII8s", record, 24)
+    require((size, done_ordinal) == (member.size, ordinal), "a done record of another member")
+    require(flags == member.flags & FLAG_SHA, "flags of a done record")
+    require(bool(flags) or not any(sha), "a SHA-256 that is not known is zero")
+    require_zero(reserved, "reserved field of a done record")
+    return bytes(sha)
+
+
+def check_chunk_head(head: ChunkHead, run: Run, ordinal: int, chunk: int) -> None:
+    """Prove that a chunk record is the one that the run demands (section 8, step 1)."""
+    require((head.run, head.chunk) == (ordinal, chunk), "a chunk record of another chunk")
+    require((head.elements, head.width) == (run.elements_of(chunk), run.width), "elements or width of a chunk")
+
+
+class Archive:
+    """An archive read through its footer and index, every rule of section 2 proven; chunks are proven when read."""
+
+    def __init__(self, data: bytes) -> None:
+        if data[-8:] != FOOTER_MAGIC:
+            read_header(data[:HEADER_LENGTH])
+            raise Truncated("the footer is missing")
+        if len(data) < HEADER_LENGTH + FOOTER_LENGTH:
+            raise Corrupt("shorter than a header and a footer")
+        footer = data[-FOOTER_LENGTH:]
+        index_offset, index_length, length, self.archive_id, reserved, check, _ = struct.unpack("<QQQ32s8s8s8s", footer)
+        require(check == check8(footer[:64]), "check of the footer")
+        require_zero(reserved, "reserved field of the footer")
+        require(HEADER_LENGTH + FOOTER_LENGTH <= length <= len(data), "length of the archive")
+        require(index_offset + index_length + FOOTER_LENGTH == length, "the index does not end at the footer")
+        self._data = data = data[len(data) - length :]
+        read_header(data[:HEADER_LENGTH])
+
+        kind, index = read_record(data, index_offset, length - FOOTER_LENGTH)
+        require(kind == b"indx" and len(index) == index_length, "kind or length of the index record")
+        require(hashlib.sha256(index[16:]).digest() == self.archive_id, "SHA-256 of the index record")
+        catalogue = read_catalogue(read_body(index), is_index=True)
+        self.members = catalogue.members
+        self.runs = [run for member in self.members for run in member.runs]
+        self.chunks = catalogue.chunks
+        self._first_chunk = [0]
+        for run in self.runs:
+            self._first_chunk.append(self._first_chunk[-1] + run.chunks)
+        names = Names()
+        for member in self.members:
+            names.add(member.name, member.kind)
+            check_member(member, self.runs)
+        self._inline: list[bytes] = []
+        self._check_layout(index_offset)
+        links = {m.name: self.member_bytes(i) for i, m in enumerate(self.members) if m.kind == LINK}
+        check_targets({name: check_target(name, target) for name, target in links.items()})
+        require(sum(m.size for m in self.members) <= length << 17, "the members are larger than the archive can hold")
+
+    def _next(self, end: int, start: int, alignment: int) -> None:
+        require(start == align(end, alignment), "a record is not where the one before it ends")
+        require_zero(self._data[end:start], "padding between records")
+
+    def _check_layout(self, index_offset: int) -> None:
+        """Walk over all structures in archive order (section 2) and compare them with the index (section 2.3)."""
+        end = HEADER_LENGTH
+        for ordinal, member in enumerate(self.members):
+            self._next(end, member.record, 16)
+            kind, record = read_record(self._data, member.record, index_offset)
+            require(kind == b"memb", "kind of a member record")
+            end = member.record + len(record)
+            own = read_catalogue(read_body(record), is_index=False)
+            self._compare(own, member, ordinal)
+            self._inline.append(own.inline)
+
+            last_run = member.first_run + len(member.runs)
+            for chunk in self.chunks[self._first_chunk[member.first_run] : self._first_chunk[last_run]]:
+                require(64 <= chunk.length <= MAX_CHUNK_RECORD and chunk.length % 16 == 0, "length of a chunk record")
+                self._next(end, chunk.offset, 128 if chunk.length >= 65536 else 16)
+                end = chunk.offset + chunk.length
+                require(end <= index_offset, "a chunk record lies past the index")
+
+            if not member.closed:
+                at = align(end, 16)
+                kind, record = read_record(self._data, at, index_offset)
+                require(kind == b"done", "the done record is missing")
+                require(check_done(record, ordinal, member) == member.sha, "the done record contradicts the index")
+                end = at + len(record)
+        self._next(end, index_offset, 16)
+
+    def _compare(self, own: Catalogue, member: Member, ordinal: int) -> None:
+        said = own.members[0]
+        require((own.first_member, own.first_run) == (ordinal, member.first_run), "ordinals of a member record")
+        require(said.record == 0, "offset in a member record")
+        require(said.sha == (member.sha if member.closed else bytes(32)), "SHA-256 in a member record")
+        for name in ("name", "kind", "flags", "mode", "mtime", "size", "extents", "tensors", "runs"):
+            require(getattr(said, name) == getattr(member, name), f"a member record contradicts the index: {name}")
+        inline = sum(extent.length for extent in member.extents if extent.kind == INLINE)
+        require(len(own.inline) == inline or member.unsupported is not None, "length of the inline heap")
+
+    def chunk_bytes(self, run: int, chunk: int) -> bytes:
+        """The decoded bytes of a chunk (section 8)."""
+        if self.runs[run].inputs:
+            raise Unsupported("a run that is a difference from other tensors")
+        row = self.chunks[self._first_chunk[run] + chunk]
+        record = bare(self._data[row.offset : row.offset + row.length], row.offset)
+        head = read_chunk_head(record)
+        require(head.check == row.check, "the chunk's check in the index")
+        check_chunk_head(head, self.runs[run], run, chunk)
+        decoded = decode_chunk(record)
+        return decoded
+
+    def _extent_bytes(self, i: int, extent: Extent, start: int, length: int) -> bytes:
+        start += extent.offset
+        if extent.kind == INLINE:
+            return self._inline[i][start : start + length]
+        size = CHUNK * self.runs[extent.run].width
+        first = start // size
+        chunks = range(first, ceil_div(start + length, size))
+        data = b"".join(self.chunk_bytes(extent.run, chunk) for chunk in chunks)
+        return data[start - first * size : start - first * size + length]
+
+    def member_bytes(self, i: int) -> bytes:
+        """The bytes of a member, proven by its SHA-256 when that is known (sections 2 and 2.3)."""
+        member = self.members[i]
+        if member.unsupported:
+            raise Unsupported(member.unsupported)
+        data = b"".join(self._extent_bytes(i, extent, 0, extent.length) for extent in member.extents)
+        check_bytes(member, member.sha256, data)
+        return data
+
+    def tensor_bytes(self, i: int, name: str) -> bytes:
+        """The bytes of a tensor of a member (sections 2.3 and 3)."""
+        member = self.members[i]
+        tensor = next(tensor for tensor in member.tensors if tensor.name == name)
+        reason = member.unsupported or tensor.unsupported
+        if reason:
+            raise Unsupported(reason)
+        if tensor.size == 0:
+            return b""
+        return self._extent_bytes(i, member.extents[tensor.extent], tensor.offset, tensor.size)
+
+
+def check_bytes(member: Member, sha: bytes | None, data: bytes) -> None:
+    """Prove a member's decoded bytes (sections 2.3 and 2.4)."""
+    require(sha is None or hashlib.sha256(data).digest() == sha, "SHA-256 of a member")
+    if member.kind == LINK:
+        check_target(member.name, data)
+
+
+class _Pipe:
+    """Takes records front to back."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.end = data, HEADER_LENGTH
+
+    def next(self) -> tuple[bytes, bytes]:
+        data, end = self.data, self.end
+        at = align(end, 16)
+        if data[at : at + 1] == b"\0":
+            # Only a large chunk record is further away than the next multiple of 16.
+            at = align(end, 128)
+        length = int.from_bytes(data[at + 16 : at + 24], "little")
+        if at + 48 > len(data):
+            raise Truncated("a record is missing")
+        require(data[at : at + 3] == b"\xf5TZ", "magic of a record")
+        if length > len(data) - at:
+            raise Truncated("a record is not whole")
+        kind, record = read_record(data, at, len(data))
+        large = kind == b"chnk" and len(record) >= 65536
+        require(at == align(end, 128 if large else 16), "a record is not where the one before it ends")
+        require_zero(data[end:at], "padding between records")
+        self.end = at + len(record)
+        return kind, record
+
+
+def sequential(data: bytes) -> list[tuple[str, bytes]]:
+    """All members front to back as a pipe reader meets them, without index and footer (sections 2 and 2.3)."""
+    read_header(data[:HEADER_LENGTH])
+    pipe = _Pipe(data)
+    names = Names()
+    runs: list[Run] = []
+    run_bytes: list[bytes] = []
+    out: list[tuple[str, bytes]] = []
+    while True:
+        kind, record = pipe.next()
+        if kind == b"indx":
+            return out
+        require(kind == b"memb", "a member record is missing")
+        ordinal = len(out)
+        catalogue = read_catalogue(read_body(record), is_index=False)
+        member = catalogue.members[0]
+        require((catalogue.first_member, catalogue.first_run) == (ordinal, len(runs)), "ordinals of a member record")
+        require(member.record == 0, "offset in a member record")
+        require(member.closed or not any(member.sha), "SHA-256 in the record of a member that is not closed")
+        names.add(member.name, member.kind)
+        runs += member.runs
+        # An open member's SHA-256 stands in its done record, so a zero one with the flag set is as it should be here.
+        check_member(member, runs)
+        if member.unsupported:
+            raise Unsupported(member.unsupported)
+        inline = sum(extent.length for extent in member.extents if extent.kind == INLINE)
+        require(len(catalogue.inline) == inline, "length of the inline heap")
+
+        for i, run in enumerate(member.runs, member.first_run):
+            if run.inputs:
+                raise Unsupported("a run that is a difference from other tensors")
+            parts = []
+            for chunk in range(run.chunks):
+                kind, record = pipe.next()
+                require(kind == b"chnk", "a chunk record is missing")
+                check_chunk_head(read_chunk_head(record), run, i, chunk)
+                parts.append(decode_chunk(record))
+            run_bytes.append(b"".join(parts))
+
+        sha = member.sha256
+        if not member.closed:
+            kind, record = pipe.next()
+            require(kind == b"done", "the done record is missing")
+            done_sha = check_done(record, ordinal, member)
+            sha = done_sha if member.flags & FLAG_SHA else None
+        sources = [catalogue.inline if extent.kind == INLINE else run_bytes[extent.run] for extent in member.extents]
+        content = b"".join(
+            source[extent.offset : extent.offset + extent.length]
+            for source, extent in zip(sources, member.extents, strict=True)
+        )
+        check_bytes(member, sha, content)
+        out.append((member.name, content))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write all file members of an archive into a folder."""
+    if len(arguments) != 2:
+        print("usage: reference.py ARCHIVE OUTDIR", file=sys.stderr)
+        return 2
+    archive = Archive(Path(arguments[0]).read_bytes())
+    for i, member in enumerate(archive.members):
+        path = Path(arguments[1]) / member.name
+        if member.kind == FILE:
+            content = archive.member_bytes(i)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        elif member.kind == FOLDER:
+            path.mkdir(parents=True, exist_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,646 @@
+"""What the tests are made of: hard arrays, an encoder written from FORMAT.md alone, and archives taken apart and rebuilt.
+
+Nothing here calls an encoder of tzip: `random_chunk` makes chunk records that are valid by the text, also those that no
+encoder of ours makes, and knows what they decode to without any decoder. All of it is driven by a numpy generator.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import gcd
+from typing import Any
+
+import numpy as np
+import reference
+import zstandard
+
+RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
+GROUP = 1 << 17
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arrays
+
+FLOAT = {"bf16": (8, 7), "f16": (5, 10), "f32": (8, 23), "f64": (11, 52)}
+
+
+def _heads(width: int, coding: str, sign: Any, exponent: Any, mantissa: Any) -> np.ndarray:
+    e, m = FLOAT[coding]
+    word = np.dtype(f"<u{width}").type
+    parts = [np.asarray(p).astype(word) for p in (sign, exponent, mantissa)]
+    return parts[0] << word(e + m) | parts[1] << word(m) | parts[2] & word((1 << m) - 1)
+
+
+def _as_float(values: np.ndarray, width: int, coding: str) -> np.ndarray:
+    """The bits of float64 values as elements of the coding (bfloat16 by cutting off)."""
+    if coding == "bf16":
+        return (values.astype("<f4").view("<u4") >> np.uint32(16)).astype("<u2")
+    kind = {"f16": "<f2", "f32": "<f4", "f64": "<f8"}.get(coding)
+    if kind is None:
+        return (values * 1000).astype(np.int64).astype(np.uint64).astype(f"<u{width}")
+    return values.astype(kind).view(f"<u{width}")
+
+
+def _special(rng: np.random.Generator, n: int, width: int, coding: str, kind: str) -> np.ndarray:
+    e, m = FLOAT.get(coding, (max(1, width * 8 // 2 - 1), width * 4))
+    coding = coding if coding in FLOAT else {2: "f16", 4: "f32", 8: "f64"}.get(width, "f16")
+    if width == 1:
+        return rng.integers(0, 256, n, np.uint8) & np.uint8({"nan": 0x7F, "subnormal": 0x83}.get(kind, 0xF0))
+    e, m = FLOAT[coding]
+    sign = rng.integers(0, 2, n)
+    payload = rng.integers(0, 1 << min(m, 62), n)
+    if kind == "nan":
+        return _heads(width, coding, sign, np.full(n, (1 << e) - 1), payload | 1)
+    if kind == "subnormal":
+        return _heads(width, coding, sign, np.zeros(n, np.int64), payload)
+    if kind == "infinity":
+        return _heads(width, coding, sign, np.full(n, (1 << e) - 1), np.zeros(n, np.int64))
+    return _heads(width, coding, sign, np.zeros(n, np.int64), np.zeros(n, np.int64))  # +0.0 and -0.0
+
+
+DATA = (
+    "normal", "nan", "signed_zero", "subnormal", "infinity", "equal", "positive", "negative", "zero", "random",
+    "sparse", "ints", "ramp", "outliers",
+)  # fmt: skip
+
+
+def array(kind: str, n: int, width: int, coding: str, seed: int = 1) -> np.ndarray:
+    """`n` elements of `width` bytes as uint8, of a kind named in DATA."""
+    rng = np.random.default_rng([seed, n, width, DATA.index(kind)])
+    word = np.dtype(f"<u{width}")
+    normal = rng.normal(0, 0.02, n)
+    if kind in ("normal", "positive", "negative"):
+        sign = {"normal": 1, "positive": np.sign(normal), "negative": -np.sign(normal)}[kind]
+        words = _as_float(normal * sign, width, coding)
+    elif kind in ("nan", "subnormal", "infinity", "signed_zero"):
+        words = _special(rng, n, width, coding, kind)
+    elif kind == "equal":
+        words = np.full(n, 0xC2B3A4958677685A & ((1 << 8 * width) - 1), word)
+    elif kind == "zero":
+        words = np.zeros(n, word)
+    elif kind == "random":
+        words = rng.integers(0, 256, n * width, np.uint8).view(word)
+    elif kind == "sparse":
+        words = _as_float(np.where(rng.random(n) < 0.03, normal, 0), width, coding).astype(word)
+    elif kind == "ints":
+        words = rng.integers(0, 100, n).astype(word)
+    elif kind == "ramp":
+        words = np.arange(n).astype(word)
+    else:  # outliers: weights of which a few are anything at all
+        words = _as_float(normal, width, coding).astype(word)
+        at = rng.random(n) < 0.002
+        words[at] = rng.integers(0, 256, int(at.sum()) * width, np.uint8).view(word)
+    return np.ascontiguousarray(words.astype(word)).view(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Codecs, written from FORMAT.md
+
+
+def pack_rows(symbols: np.ndarray, width: int) -> bytes:
+    """Section 7.1, cell by cell."""
+    if width == 8:
+        return symbols.astype(np.uint8).tobytes()
+    g = 8 // gcd(width, 8)
+    b = g * width // 8
+    cells = -(-symbols.size // (32 * g))
+    s = np.zeros(cells * 32 * g, np.int64)
+    s[: symbols.size] = symbols
+    s = s.reshape(cells, g, 32)
+    high = sum((s[:, j] << width * (j - b) for j in range(b, g)), np.zeros((cells, 32), np.int64))
+    rows = [s[:, j] | ((high >> (8 - width) * j) & ((1 << (8 - width)) - 1)) << width for j in range(b)]
+    return np.stack(rows, axis=1).astype(np.uint8).tobytes()
+
+
+def _segments(n: int, log_segment: int) -> list[tuple[int, int]]:
+    return [(start, min(n, start + (1 << log_segment))) for start in range(0, n, 1 << log_segment)]
+
+
+def huffman_table(lengths: dict[int, int]) -> bytes:
+    """Section 7.5: the stored table of a code given by the code length of each byte."""
+    lo, hi = min(lengths), max(lengths)
+    nibbles = [lengths.get(c, 0) for c in range(lo, hi + 1)] + [0] * ((hi - lo + 1) % 2)
+    table = bytes([lo, hi]) + bytes(a | b << 4 for a, b in zip(nibbles[::2], nibbles[1::2], strict=True))
+    return table + bytes(len(table) % 2)
+
+
+def rans_table(frequencies: dict[int, int]) -> bytes:
+    """Section 7.6: the stored table of the frequency of each byte."""
+    lo, hi = min(frequencies), max(frequencies)
+    count = hi - lo + 1
+    packed = sum(frequencies.get(lo + i, 0) << 12 * i for i in range(count))
+    table = bytes([lo, hi]) + packed.to_bytes((12 * count + 7) // 8, "little")
+    return table + bytes(len(table) % 2)
+
+
+def huffman_payload(
+    coded: np.ndarray, lengths: dict[int, int], log_segment: int, padding: Callable[[int], np.ndarray]
+) -> tuple[bytes, bytes]:
+    """The stream lengths and the streams of section 7.5."""
+    codes = {c: f"{code:0{length}b}" for c, (length, code) in reference.huffman_codes(lengths).items()}
+    sizes, streams = [], []
+    for start, stop in _segments(coded.size, log_segment):
+        r = 4 * -(-(stop - start) // 128)
+        whole = np.concatenate((coded[start:stop], padding(32 * r - (stop - start)))).tolist()
+        for lane in range(32):
+            bits = "".join([codes[c] for c in whole[lane * r : (lane + 1) * r]])
+            stream = int(bits[::-1], 2).to_bytes(-(-len(bits) // 8), "little")
+            sizes.append(len(stream))
+            streams.append(stream)
+    return struct.pack(f"<{len(sizes)}H", *sizes), b"".join(streams)
+
+
+def rans_payload(
+    coded: np.ndarray, frequencies: dict[int, int], log_segment: int, padding: Callable[[int], np.ndarray]
+) -> tuple[bytes, bytes]:
+    """The counts and states, and the words, of section 7.6."""
+    freq = np.zeros(256, np.int64)
+    for c, f in frequencies.items():
+        freq[c] = f
+    start_of = np.cumsum(freq) - freq
+    counts, states, words = [], [], []
+    for start, stop in _segments(coded.size, log_segment):
+        steps = -(-(stop - start) // 32)
+        whole = np.concatenate((coded[start:stop], padding(32 * steps - (stop - start)))).reshape(steps, 32)
+        x = np.full(32, 1 << 15, np.int64)
+        emitted = []
+        for j in range(steps - 1, -1, -1):
+            f, s = freq[whole[j]], start_of[whole[j]]
+            full = x >= f << 19
+            emitted.append((x[full] & 0xFFFF).astype("<u2"))
+            x = np.where(full, x >> 16, x)
+            x = (x // f << 12) + x % f + s
+        own = b"".join(part.tobytes() for part in reversed(emitted))
+        counts.append(len(own) // 2)
+        states.append(x.astype("<u4").tobytes())
+        words.append(own)
+    return struct.pack(f"<{len(counts)}I", *counts) + b"".join(states), b"".join(words)
+
+
+def random_lengths(rng: np.random.Generator, symbols: list[int]) -> dict[int, int]:
+    """A complete code of at most 11 bits, by splitting random leaves: rarely an optimal one."""
+    depths = [1, 1]
+    deep = rng.random() < 0.3
+    while len(depths) < len(symbols):
+        open_leaves = [i for i, d in enumerate(depths) if d < 11]
+        i = max(open_leaves, key=lambda i: depths[i]) if deep and rng.random() < 0.9 else int(rng.choice(open_leaves))
+        depths[i] += 1
+        depths.append(depths[i])
+    return dict(zip(symbols, rng.permutation(depths).tolist(), strict=True))
+
+
+def random_frequencies(rng: np.random.Generator, symbols: list[int]) -> dict[int, int]:
+    """Frequencies that add up to 4096: even, skewed, or all but one of them 1."""
+    k = len(symbols)
+    style = rng.integers(3)
+    if style == 0:
+        parts = np.full(k, 1)
+    else:
+        weights = rng.random(k) ** (1 if style == 1 else 12) + 1e-9
+        parts = 1 + np.floor(weights / weights.sum() * (4096 - k)).astype(int)
+    parts[rng.integers(k)] += 4096 - parts.sum()
+    return dict(zip(symbols, parts.tolist(), strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Chunk records
+
+
+@dataclass
+class Entry:
+    """A block: its entry as FORMAT.md section 5 has it, and its payload."""
+
+    codec: int
+    joined: int = 0
+    log_segment: int = 0
+    flags: int = 0
+    escapes: int = 0
+    value: int = 0
+    payload: bytes = b""
+
+    def bytes(self) -> bytes:
+        """The 16 bytes of the entry."""
+        fields = (self.codec, self.joined, self.log_segment, self.flags, len(self.payload), self.escapes, self.value, 0)
+        return struct.pack("<BBBBIIHH", *fields)
+
+
+def checked(body: bytes) -> bytes:
+    """A chunk record from its bytes 16 … length - 1."""
+    return b"\xf5TZchnk\n" + sum64(body).to_bytes(8, "little") + body
+
+
+def sum64(data: bytes) -> int:
+    """Section 4 with whole stripes at once; test_coders.py compares it with the reference."""
+    if not data:
+        return 0
+    keys = np.array(reference._KEYS, np.uint64)
+    x = np.frombuffer(data + bytes(-len(data) % 4096), "<u8").reshape(-1, 512)
+    y = x ^ keys
+    low, half = np.uint64(0xFFFFFFFF), np.uint64(32)
+    with np.errstate(over="ignore"):
+        a = ((y & low) * (y >> half) + (x << half | x >> half)).sum(axis=1, dtype=np.uint64)
+        t = a + np.arange(1, a.size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        t = (t ^ t >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        t = (t ^ t >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+        t ^= t >> np.uint64(31)
+        total = int(t.sum(dtype=np.uint64))
+    return reference._mix((total + len(data) * 0xC2B2AE3D27D4EB4F) & reference.MASK64)
+
+
+def chunk_record(
+    entries: list[Entry], split: int, width: int, planes: int, data: bytes, run: int = 0, chunk: int = 0
+) -> bytes:
+    """A chunk record (section 5) of blocks in the order of their entries; `data` is what it decodes to."""
+    body = b"".join(entry.bytes() for entry in entries)
+    for entry in entries:
+        at = 48 + len(body)
+        body += bytes(-at % (128 if len(entry.payload) >= 16384 else 16)) + entry.payload
+    body += bytes(-len(body) % 16)
+    head = struct.pack(
+        "<QIIIBBBBQ", 48 + len(body), run, chunk, len(data) // width, split, width, planes, 0, sum64(data)
+    )
+    return checked(head + body)
+
+
+def rechecked(record: bytes | bytearray) -> bytes:
+    """The record with the check that its bytes demand."""
+    return checked(bytes(record[16:]))
+
+
+@dataclass
+class Chunk:
+    """A valid chunk record and what it decodes to."""
+
+    record: bytes
+    data: bytes
+    split: int
+    width: int
+
+    @property
+    def elements(self) -> int:
+        """The number of its elements."""
+        return len(self.data) // self.width
+
+
+@dataclass
+class _Shared:
+    codec: int
+    table: dict[int, int]
+
+
+@dataclass
+class Taste:
+    """What a random chunk prefers: its codecs, and how often blocks share tables and have escapes."""
+
+    codecs: tuple[int, ...] = (RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS)
+    share: float = 0.5
+    escape: float = 0.5
+    log_segments: tuple[int, ...] = (12, 13, 14, 15, 16, 17)
+    most_symbols: int = 256
+
+
+def _entropy_block(
+    rng: np.random.Generator, codec: int, n: int, w: int, taste: Taste, shared: _Shared | None
+) -> tuple[Entry, np.ndarray, _Shared]:
+    limit = min(1 << w, 256 if w <= 8 else 255)
+    flags = 0
+    if (
+        shared is not None
+        and shared.codec == codec
+        and max(shared.table) < limit
+        and (w <= 8 or max(shared.table) < 255)
+        and rng.random() < taste.share
+    ):
+        table, flags = shared.table, 1
+    else:
+        k = int(rng.integers(2, min(limit, taste.most_symbols) + 1)) if rng.random() < 0.7 else 2
+        symbols = sorted(rng.choice(limit, k, replace=False).tolist())
+        table = random_lengths(rng, symbols) if codec == HUFFMAN else random_frequencies(rng, symbols)
+    base = int(rng.integers(0, (1 << w) - max(table))) if w > 8 else 0
+    used = np.array(sorted(table))
+    weights = rng.random(used.size) ** 8 + 1e-6
+    coded = rng.choice(used, n, p=weights / weights.sum())
+    symbols_of = np.where(coded == 0, 0, base + coded) if w > 8 else coded.copy()
+    escapes = 0
+    if rng.random() < taste.escape:
+        escapes = int(rng.integers(1, max(2, min(n, 40)))) if n > 1 else 1
+        at = np.sort(rng.choice(n, escapes, replace=False))
+        values = rng.integers(0, 1 << w, escapes)
+        symbols_of[at] = values
+        listed = (values.astype(np.uint32) << np.uint32(17) | at.astype(np.uint32)).astype("<u4").tobytes()
+    else:
+        listed = b""
+    log_segment = int(rng.choice(taste.log_segments))
+    payload_of = huffman_payload if codec == HUFFMAN else rans_payload
+    before, after = payload_of(coded, table, log_segment, lambda count: rng.choice(used, count))
+    stored = b"" if flags else (huffman_table(table) if codec == HUFFMAN else rans_table(table))
+    entry = Entry(codec, 0, log_segment, flags, escapes, base, listed + before + stored + after)
+    return entry, symbols_of, _Shared(codec, table)
+
+
+def _random_block(
+    rng: np.random.Generator, n: int, w: int, taste: Taste, shared: _Shared | None
+) -> tuple[Entry, np.ndarray, _Shared | None]:
+    codec = int(rng.choice([c for c in taste.codecs if w <= 8 or c not in (RAW, ZSTANDARD)]))
+    if codec == CONSTANT:
+        value = int(rng.integers(0, 1 << w))
+        return Entry(CONSTANT, value=value), np.full(n, value), shared
+    if codec in (HUFFMAN, RANS):
+        return _entropy_block(rng, codec, n, w, taste, shared)
+    symbols = rng.integers(0, 1 << w, n) if rng.random() < 0.5 else rng.integers(0, 2, n)
+    if codec == RAW:
+        return Entry(RAW, payload=pack_rows(symbols, w)), symbols, shared
+    frame = _frame(rng, symbols.astype(np.uint8).tobytes())
+    return Entry(ZSTANDARD, payload=frame), symbols, shared
+
+
+def _frame(rng: np.random.Generator, data: bytes) -> bytes:
+    checksum = bool(rng.integers(2))
+    return zstandard.ZstdCompressor(level=int(rng.integers(1, 5)), write_checksum=checksum).compress(data)
+
+
+HEADS = {2: (8, 7, (0, 1, 2)), 3: (5, 10, (3,)), 4: (8, 7, (0, 1, 2)), 5: (11, 4, (0, 1, 2))}
+WIDTHS = {0: (1, 2, 4, 8), 1: (1, 2, 4, 8), 2: (2,), 3: (2,), 4: (4,), 5: (8,)}
+
+
+def random_chunk(
+    rng: np.random.Generator, split: int, width: int, elements: int, taste: Taste | None = None, run: int = 0, chunk: int = 0
+) -> Chunk:
+    """A chunk record that sections 5 to 7 allow, of random symbols coded at random."""
+    taste = taste or Taste()
+    sizes = [min(GROUP, elements - at) for at in range(0, elements, GROUP)]
+    if split == 0 and width > 1:
+        entries, data = [], b""
+        for n in sizes:
+            part = rng.integers(0, int(rng.choice([2, 256])), n * width).astype(np.uint8).tobytes()
+            entries.append(Entry(*((ZSTANDARD,) if rng.random() < 0.5 else (RAW,)), payload=part))
+            if entries[-1].codec == ZSTANDARD:
+                entries[-1].payload = _frame(rng, part)
+            data += part
+        return Chunk(chunk_record(entries, split, width, 1, data, run, chunk), data, split, width)
+    planes = 1 if split == 0 else width
+    joined = [int(rng.choice(HEADS[split][2])) if split in HEADS else 0 for _ in sizes]
+    modes = [int(rng.integers(3)) if split in HEADS else 0 for _ in sizes]
+    entries, symbols = [], []
+    for plane in range(planes):
+        shared: _Shared | None = None
+        for n, t, mode in zip(sizes, joined, modes, strict=True):
+            w, flags = 8, 0
+            if split in HEADS and plane < 2:
+                e, m, _ = HEADS[split]
+                w = e + t if plane == 0 else m - t + (mode == 0)
+                flags = mode << 1 if plane == 1 else 0
+            entry, values, shared = _random_block(rng, n, w, taste, shared)
+            entry.joined = t if plane < 2 else 0
+            entry.flags |= flags
+            entries.append(entry)
+            symbols.append(values)
+    groups = len(sizes)
+    data = b"".join(
+        _merge([symbols[p * groups + g] for p in range(planes)], split, joined[g], modes[g]) for g in range(groups)
+    )
+    return Chunk(chunk_record(entries, split, width, planes, data, run, chunk), data, split, width)
+
+
+def _merge(planes: list[np.ndarray], split: int, joined: int, mode: int) -> bytes:
+    """Elements from the symbols of their planes (section 6), as bytes."""
+    if split in HEADS:
+        _, m, _ = HEADS[split]
+        low = m - joined
+        key, rest = (p.astype(np.int64) for p in planes[:2])
+        sign = {0: rest >> low, 1: np.zeros_like(rest), 2: np.ones_like(rest)}[mode]
+        head = sign << 15 | key << low | rest & ((1 << low) - 1)
+        planes = [head >> 8, head & 255, *planes[2:]]
+    return np.stack([p.astype(np.uint8) for p in reversed(planes)], axis=1).tobytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Archives
+
+
+def check8(data: bytes) -> bytes:
+    """Section 1."""
+    return hashlib.sha256(data).digest()[:8]
+
+
+COLUMNS = (
+    ("m_name", "I"), ("m_kind", "B"), ("m_flags", "B"), ("m_mode", "H"), ("m_mtime", "q"), ("m_size", "Q"),
+    ("m_sha", "32s"), ("m_record", "Q"), ("m_extents", "I"), ("m_tensors", "I"), ("m_runs", "I"),
+    ("x_kind", "B"), ("x_run", "I"), ("x_offset", "Q"), ("x_length", "Q"),
+    ("t_name", "I"), ("t_dtype", "B"), ("t_layout", "B"), ("t_ndim", "B"), ("t_extent", "I"), ("t_offset", "Q"),
+    ("r_width", "B"), ("r_inputs", "B"), ("r_elements", "Q"),
+    ("c_offset", "Q"), ("c_length", "I"), ("c_check", "Q"), ("c_codecs", "I"),
+    ("dims", "Q"),
+)  # fmt: skip
+
+
+@dataclass
+class Table:
+    """A catalogue before it is bytes: columns as lists, names, the two first ordinals, and room for faults."""
+
+    columns: dict[str, list[Any]]
+    heap: bytes
+    inline: bytes = b""
+    first_member: int = 0
+    first_run: int = 0
+    counts: dict[int, int] = field(default_factory=dict)  # counts of the body to lie about
+    padding: bytes = b"\0"
+    tail: bytes = b""
+    compress: bool = False
+    raw_length: int | None = None
+    frame_size: bool = True
+    behind: bytes = b""
+
+    def body(self) -> bytes:
+        """Section 2.3."""
+        c = self.columns
+        tables = ("m_kind", "x_kind", "t_dtype", "r_width", "c_offset", "dims")
+        counts = [len(c[t]) for t in tables]
+        counts += [len(self.heap), len(self.inline), self.first_member, self.first_run]
+        for i, value in self.counts.items():
+            counts[i] = value
+        out = struct.pack("<10I", *counts)
+        parts = [b"".join(struct.pack("<" + code, v) for v in c[name]) for name, code in COLUMNS]
+        for part in (*parts, self.heap, self.inline):
+            out += part
+            out += self.padding * (-len(out) % 8)
+        return out + self.tail
+
+    def record(self, kind: bytes) -> bytes:
+        """The member or index record."""
+        body = self.body()
+        compressor = zstandard.ZstdCompressor(level=9, write_content_size=self.frame_size)
+        stored = compressor.compress(body) + self.behind if self.compress else body
+        length = 32 + len(stored) + -len(stored) % 16
+        raw_length = len(body) if self.raw_length is None else self.raw_length
+        rest = struct.pack("<QII", length, raw_length, len(stored)) + stored
+        rest += bytes(length - 16 - len(rest))
+        return b"\xf5TZ" + kind + b"\n" + check8(rest) + rest
+
+
+@dataclass
+class Member:
+    """A member as the builder wants it; extents, tensors and runs as rows of their tables."""
+
+    name: str
+    kind: int = 0
+    flags: int = 1
+    mode: int = 0o644
+    mtime: int = 1_700_000_000_000_000_000
+    content: bytes = b""
+    extents: list[list[int]] = field(default_factory=list)  # kind, run, offset, length
+    tensors: list[list[Any]] = field(default_factory=list)  # name, dtype, layout, shape, extent, offset
+    runs: list[list[int]] = field(default_factory=list)  # width, inputs, elements
+    run_bytes: list[bytes] = field(default_factory=list)
+    inline: bytes = b""
+    size: int | None = None
+    sha: bytes | None = None
+    done: dict[str, Any] = field(default_factory=dict)  # fields of the done record to lie about
+
+
+Encode = Callable[[bytes, int, int, int], bytes]
+
+
+def raw_chunk(data: bytes, width: int, run: int, chunk: int) -> bytes:
+    """A chunk record whose blocks are all raw (split 0)."""
+    step = GROUP * width
+    entries = [Entry(RAW, payload=data[at : at + step]) for at in range(0, len(data), step)]
+    return chunk_record(entries, 0, width, 1, data, run, chunk)
+
+
+def table_of(members: list[Member], first_run: int, first_member: int, is_index: bool) -> Table:
+    """The columns of members, as their record or the index has them."""
+    columns: dict[str, list[Any]] = {name: [] for name, _ in COLUMNS}
+    names, tensor_names = b"", b""
+    for m in members:
+        closed = bool(m.flags & 2)
+        sha = m.sha if m.sha is not None else (hashlib.sha256(m.content).digest() if m.flags & 1 else bytes(32))
+        row = {
+            "m_name": len(m.name.encode("utf-8", "surrogateescape")), "m_kind": m.kind, "m_flags": m.flags,
+            "m_mode": m.mode, "m_mtime": m.mtime, "m_size": len(m.content) if m.size is None else m.size,
+            "m_sha": sha if is_index or closed else bytes(32), "m_record": 0, "m_extents": len(m.extents),
+            "m_tensors": len(m.tensors), "m_runs": len(m.runs),
+        }  # fmt: skip
+        names += m.name.encode("utf-8", "surrogateescape")
+        for kind, run, offset, length in m.extents:
+            row_x = {"x_kind": kind, "x_run": run, "x_offset": offset, "x_length": length}
+            for key, value in row_x.items():
+                columns[key].append(value)
+        for name, dtype, layout, shape, extent, offset in m.tensors:
+            raw = name.encode("utf-8", "surrogateescape")
+            tensor_names += raw
+            row_t = {"t_name": len(raw), "t_dtype": dtype, "t_layout": layout, "t_ndim": len(shape), "t_extent": extent}
+            for key, value in (row_t | {"t_offset": offset}).items():
+                columns[key].append(value)
+            columns["dims"] += shape
+        for values in m.runs:
+            for key, value in zip(("r_width", "r_inputs", "r_elements"), values, strict=True):
+                columns[key].append(value)
+        for key, value in row.items():
+            columns[key].append(value)
+    inline = b"" if is_index else members[0].inline
+    return Table(columns, names + tensor_names, inline, 0 if is_index else first_member, 0 if is_index else first_run)
+
+
+def header_bytes(
+    version: int = 0, grid: tuple[int, int] = (20, 17), must: int = 0, may: int = 0, reserved: bytes = bytes(8)
+) -> bytes:
+    """Section 2.1."""
+    head = struct.pack("<8sHBBIII24s8s", bytes.fromhex("89545A49500D0A1A"), version, *grid, must, may, 10506, b"test", reserved)
+    return head + check8(head)
+
+
+def done_bytes(member: Member, ordinal: int) -> bytes:
+    """Section 2.5."""
+    fields: dict[str, Any] = {
+        "length": 80,
+        "size": len(member.content),
+        "sha": hashlib.sha256(member.content).digest() if member.flags & 1 else bytes(32),
+        "member": ordinal,
+        "flags": member.flags & 1,
+        "zero": bytes(8),
+    } | member.done
+    rest = struct.pack("<QQ32sII8s", *fields.values())
+    return b"\xf5TZdone\n" + check8(rest) + rest
+
+
+def footer_bytes(index_offset: int, index: bytes, lie: dict[str, Any] | None = None) -> bytes:
+    """Section 2.6."""
+    fields: dict[str, Any] = {
+        "offset": index_offset,
+        "length": len(index),
+        "total": index_offset + len(index) + 80,
+        "id": hashlib.sha256(index[16:]).digest(),
+        "reserved": bytes(8),
+    } | (lie or {})
+    body = struct.pack("<QQQ32s8s", *fields.values())
+    return body + check8(body) + bytes.fromhex("89545A49500D0A1A")[::-1]
+
+
+def placed(record: bytes, at: int) -> bytes:
+    """The record as it stands at that offset of the archive (section 2.2)."""
+    check = int.from_bytes(record[8:16], "little") ^ reference._mix(at)
+    return record[:8] + check.to_bytes(8, "little") + record[16:]
+
+
+Edit = Callable[[Table], None]
+
+
+def archive_bytes(
+    members: list[Member],
+    *,
+    encode: Encode = raw_chunk,
+    edit_index: Edit | None = None,
+    edit_member: Callable[[Table, int], None] | None = None,
+    header: bytes | None = None,
+    footer: dict[str, Any] | None = None,
+    gap: bytes = b"\0",
+    wide: int = 128,
+    places: dict[bytes, int] | None = None,  # how many bytes too far on records of a kind stand
+) -> bytes:
+    """An archive of these members with all checks right; the arguments are places to break single rules."""
+    out = header or header_bytes()
+    index = table_of(members, 0, 0, is_index=True)
+    columns = index.columns
+    place = places or {}
+    first_run = 0
+
+    def append(record: bytes, alignment: int = 16) -> int:
+        nonlocal out
+        at = len(out) + -len(out) % alignment + place.get(record[3:7], 0)
+        out += gap * (at - len(out)) + placed(record, at)
+        return at
+
+    for ordinal, member in enumerate(members):
+        own = table_of([member], first_run, ordinal, is_index=False)
+        if edit_member is not None:
+            edit_member(own, ordinal)
+        columns["m_record"][ordinal] = append(own.record(b"memb"))
+        for i, ((width, _, elements), data) in enumerate(zip(member.runs, member.run_bytes, strict=True)):
+            width = max(1, width)  # 0 is one of the faults
+            step = (1 << 20) * width
+            for c in range(-(-len(data) // step) if elements else 0):
+                record = encode(data[c * step : (c + 1) * step], width, first_run + i, c)
+                codecs = {record[48 + 16 * b] for b in range(record[38] * -(-int.from_bytes(record[32:36], "little") // GROUP))}
+                columns["c_offset"].append(append(record, wide if len(record) >= 65536 else 16))
+                columns["c_length"].append(len(record))
+                columns["c_check"].append(int.from_bytes(record[8:16], "little"))
+                columns["c_codecs"].append(sum(1 << codec for codec in codecs))
+        first_run += len(member.runs)
+        if not member.flags & 2:
+            append(done_bytes(member, ordinal))
+    if edit_index is not None:
+        edit_index(index)
+    record = index.record(b"indx")
+    at = append(record)
+    return out + footer_bytes(at, record, footer)
+
+
+def edited(members: list[Member], change: Callable[[list[Member]], None]) -> list[Member]:
+    """A deep copy of the members with one change."""
+    members = copy.deepcopy(members)
+    change(members)
+    return members
