@@ -170,7 +170,7 @@ class ChunkHead:
     elements: int
     split: int
     width: int
-    planes: int
+    transform: int
     inputs: int
     decoded_sum: int
 
@@ -186,7 +186,7 @@ class ChunkHead:
             self.elements,
             self.split,
             self.width,
-            self.planes,
+            self.transform,
             self.inputs,
             self.decoded_sum,
         )
@@ -199,6 +199,37 @@ class ChunkHead:
         if data[:8] != CHUNK:
             raise CorruptError("a chunk record does not start with its magic")
         return cls(*cls.FORM.unpack(data[16 : cls.SIZE]))
+
+
+@dataclass(frozen=True, slots=True)
+class TransformHead:
+    """The parameters of a transform, section 6.3; the entries of its blocks A and B follow."""
+
+    inner: int
+    inner_width: int
+    a: int = 0
+    size_a: int = 0
+    size_b: int = 0
+    b: int = 0
+    c: int = 0
+    v: int = 0
+
+    SIZE: ClassVar[int] = 32
+    FORM: ClassVar[struct.Struct] = struct.Struct("<IBBHIIIIQ")
+
+    def write(self) -> bytes:
+        """Return the 32 bytes."""
+        return self.FORM.pack(
+            self.inner, self.inner_width, self.a, 0, self.size_a, self.size_b, self.b, self.c, self.v
+        )
+
+    @classmethod
+    def read(cls, data: bytes | memoryview) -> Self:
+        """Parse 32 bytes; raises CorruptError for what no transform has."""
+        inner, width, a, reserved, size_a, size_b, b, c, v = cls.FORM.unpack(data)
+        if reserved or width not in (1, 2, 4, 8) or inner > CHUNK_ELEMENTS or max(size_a, size_b) > GROUP_ELEMENTS:
+            raise CorruptError("the header of a transform is out of range")
+        return cls(inner, width, a, size_a, size_b, b, c, v)
 
 
 @dataclass(frozen=True, slots=True)
