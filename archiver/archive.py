@@ -323,6 +323,7 @@ class Archive(Mapping[str, NDArray[Any]]):
     def decode_chunk(self, run: int, chunk: int, out: "U8 | None" = None) -> "U8":
         """Return the decoded bytes of a chunk, proven by both its sums."""
         from tzip.chunks import SLACK, decode_chunk
+        from tzip.coders.scratch import recycle
 
         index = self.reader.index
         if int(index["r_inputs"][run]):
@@ -330,7 +331,7 @@ class Archive(Mapping[str, NDArray[Any]]):
         elements, width = self.reader.chunk_elements(run, chunk), int(index["r_width"][run])
         buffer, length = self.reader.read_chunk(run, chunk, SLACK)
         if out is None:
-            out = np.empty(elements * width, np.uint8)
+            out = recycle(elements * width)
         try:
             decode_chunk(buffer, length, self.reader.run_ordinal(run), chunk, elements, width, out)
         except TzipError as e:
@@ -400,8 +401,13 @@ class Archive(Mapping[str, NDArray[Any]]):
             for _ in workers.map(one, range(begin // step, -(-end // step))):
                 pass
 
-    def member_stream(self, member: int, workers: Workers) -> "Iterator[U8]":
-        """Yield the bytes of a member, front to back, with bounded memory. Every chunk is proven before it is yielded."""
+    def member_stream(
+        self, member: int, workers: Workers, write: "Callable[[int, U8], None] | None" = None
+    ) -> "Iterator[U8]":
+        """Yield the bytes of a member, front to back, with bounded memory. Every chunk is proven before it is yielded.
+
+        `write(offset, part)` is called for each part before it is yielded, by the threads that decode and in no order.
+        """
         index = self.reader.index
         first = int(self._first_extent[member])
         rows = range(first, first + int(index["m_extents"][member]))
@@ -423,7 +429,7 @@ class Archive(Mapping[str, NDArray[Any]]):
                 (run, c, max(begin - c * step, 0), min(begin + n - c * step, step))
                 for c in range(begin // step, -(-(begin + n) // step))
             ]
-        yield from _pipeline(pieces, uses, inline, index.run_chunks, self.decode_chunk, workers)
+        yield from _pipeline(pieces, uses, inline, index.run_chunks, self.decode_chunk, workers, write)
 
     def member_extents(self, member: int) -> list[tuple[int, int, int, int]]:
         """Return (first byte in the member, length, run or -1, offset in the run or the inline bytes) of each extent."""
@@ -443,7 +449,9 @@ class Archive(Mapping[str, NDArray[Any]]):
         with Workers(thread_count(threads)) as workers:
             return b"".join(part.tobytes() for part in self.checked_stream(i, workers))
 
-    def checked_stream(self, member: int, workers: Workers) -> "Iterator[U8]":
+    def checked_stream(
+        self, member: int, workers: Workers, write: "Callable[[int, U8], None] | None" = None
+    ) -> "Iterator[U8]":
         """Yield a member's bytes as `member_stream` does; raises CorruptError in the end when its SHA-256 differs."""
         from tzip.workers import Hasher
 
@@ -453,7 +461,7 @@ class Archive(Mapping[str, NDArray[Any]]):
         try:
             small = int(index["m_size"][member]) < 1 << 20  # a thread costs more than the hash
             with Hasher(known, 1 if small else workers.threads) as hasher:
-                for part in self.member_stream(member, workers):
+                for part in self.member_stream(member, workers, write):
                     hasher.update(part)
                     yield part
                 if known and hasher.digest() != index["m_sha"][member].tobytes():
@@ -482,52 +490,66 @@ def _pipeline(
     run_chunks: NDArray[np.int64],
     decode: "Callable[[int, int], U8]",
     workers: Workers,
+    write: "Callable[[int, U8], None] | None",
 ) -> "Iterator[U8]":
     """Yield the pieces (run or -1, chunk, begin, end) in order, decoding ahead; shared runs are held until their last use."""
+
+    def alone(run: int, chunk: int, begin: int, end: int, at: int) -> "U8":
+        part = decode(run, chunk)[begin:end]
+        if write is not None:
+            write(at, part)
+        return part
+
+    at = 0
     held: dict[int, Future[U8]] = {}
-    ahead: deque[tuple[Future[U8] | None, int, int, int]] = deque()
+    ahead: deque[tuple[Future[U8] | None, int, int, int, int]] = deque()
     started: set[int] = set()
     pending = 0
     try:
         for run, chunk, begin, end in pieces:
             if run < 0:
-                ahead.append((None, run, begin, end))
+                ahead.append((None, run, begin, end, at))
+                at += end - begin
                 continue
             if uses[run] > 1 and int(run_chunks[run]) == 1:
                 if run not in started:
                     started.add(run)
                     held[run] = workers.submit(decode, run, 0)
                     pending += 1
-                ahead.append((held[run], run, begin, end))
+                ahead.append((held[run], run, begin, end, at))
             else:
-                ahead.append((workers.submit(decode, run, chunk), -2, begin, end))
+                ahead.append((workers.submit(alone, run, chunk, begin, end, at), -2, begin, end, at))
                 pending += 1
+            at += end - begin
             while ahead and (pending > workers.threads or ahead[0][0] is None):
-                part, done = _next(ahead, uses, held, inline)
+                part, done = _next(ahead, uses, held, inline, write)
                 pending -= done
                 yield part
         while ahead:
-            part, _ = _next(ahead, uses, held, inline)
+            part, _ = _next(ahead, uses, held, inline, write)
             yield part
     finally:
         for future, *_ in ahead:
-            if future is not None:
-                future.cancel()
+            if future is not None and not future.cancel():
+                future.exception()  # what is writing must end before the file is closed
 
 
 def _next(
-    ahead: "deque[tuple[Future[U8] | None, int, int, int]]",
+    ahead: "deque[tuple[Future[U8] | None, int, int, int, int]]",
     uses: dict[int, int],
     held: "dict[int, Future[U8]]",
     inline: "U8",
+    write: "Callable[[int, U8], None] | None",
 ) -> "tuple[U8, int]":
     """Return the next piece and whether it frees a place in the pipeline."""
-    future, run, begin, end = ahead.popleft()
+    future, run, begin, end, at = ahead.popleft()
+    if run == -2 and future is not None:
+        return future.result(), 1
+    part = inline[begin:end] if future is None else future.result()[begin:end]
+    if write is not None:
+        write(at, part)
     if future is None:
-        return inline[begin:end], 0
-    part = future.result()[begin:end]
-    if run == -2:
-        return part, 1
+        return part, 0
     uses[run] -= 1
     if uses[run] == 0:
         del held[run]

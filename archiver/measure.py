@@ -61,16 +61,17 @@ def measure(
 
 
 def _one(
-    level: str, chunks: list[tuple[U8, int, str]], workers: Workers, repeat: int, copy: float, path: str
+    level: str, chunks: list[tuple[U8, int, str, int, int]], workers: Workers, repeat: int, copy: float, path: str
 ) -> LevelFigures:
-    records: list[bytes] = []
+    records: list[bytes | memoryview] = []
     outs = [np.empty(raw.size, np.uint8) for raw, *_ in chunks]
 
-    def encode_one(chunk: tuple[U8, int, str]) -> bytes:
-        return encode_chunk(*chunk, LEVELS[level], 0, 0).record
+    def encode_one(chunk: tuple[U8, int, str, int, int]) -> bytes | memoryview:
+        raw, width, coding, row, first = chunk
+        return encode_chunk(raw, width, coding, LEVELS[level], 0, 0, row, first).record
 
-    def decode_one(job: tuple[bytes, tuple[U8, int, str], U8]) -> None:
-        record, (raw, width, _), out = job
+    def decode_one(job: tuple[bytes | memoryview, tuple[U8, int, str, int, int], U8]) -> None:
+        record, (raw, width, *_), out = job
         buffer = np.empty(len(record) + SLACK, np.uint8)
         buffer[: len(record)] = np.frombuffer(record, np.uint8)
         buffer[len(record) :] = 0
@@ -98,19 +99,21 @@ def _timed(work: Callable[[], object]) -> float:
     return max(time.perf_counter() - start, 1e-9)
 
 
-def _sample(path: Any, limit: int) -> list[tuple[U8, int, str]]:
-    """Return (bytes, width, coding) of chunks at even distances."""
+def _sample(path: Any, limit: int) -> list[tuple[U8, int, str, int, int]]:
+    """Return (bytes, width, coding, row, first) of chunks at even distances; see encode_chunk."""
     places = [place for item in collect([path], None) if item.kind == FILE and item.open for place in _places(item.open)]
     total = sum(n for *_, n in places)
     step = max(1, -(-total // limit))
     chunks = []
-    for opener, run, begin, n in places[::step]:
+    for opener, run, first, begin, n in places[::step]:
+        raw = np.empty(n, np.uint8)
         with opener() as source:
-            chunks.append((np.frombuffer(source.read_at(begin, n), np.uint8), run.width, run.coding))
+            got = source.readinto_at(begin, memoryview(raw))
+        chunks.append((raw[:got], run.width, run.coding, run.row, first))
     return chunks
 
 
-def _places(opener: Callable[[], Source]) -> Iterator[tuple[Callable[[], Source], Run, int, int]]:
+def _places(opener: Callable[[], Source]) -> Iterator[tuple[Callable[[], Source], Run, int, int, int]]:
     with opener() as source:
         try:
             start, spans = safetensors_header.parse(source.read_at, source.size)
@@ -125,4 +128,4 @@ def _places(opener: Callable[[], Source]) -> Iterator[tuple[Callable[[], Source]
         step = CHUNK_ELEMENTS * run.width
         for begin, n in run.pieces:
             for at in range(begin, begin + n, step):
-                yield opener, run, at, min(step, begin + n - at)
+                yield opener, run, (at - begin) // run.width, at, min(step, begin + n - at)

@@ -1,7 +1,7 @@
 """One tensor in memory: an archive with a single bare tensor (FORMAT.md, section 9)."""
 
 import io
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,15 +14,25 @@ from tzip.workers import Workers, thread_count
 
 
 def encode(
-    array: Any, *, level: str = "default", dtype: str | None = None, threads: int | None = 1, prove: bool = True
-) -> bytes:
+    array: Any,
+    *,
+    level: str = "default",
+    dtype: str | None = None,
+    threads: int | None = 1,
+    prove: bool = True,
+    out: Any = None,
+) -> bytes | memoryview:
     """Return a tensor as an archive in memory.
 
     `array`: anything that `numpy.asarray` takes, any memory order; dtypes are numpy's and ml_dtypes' (a float4 array
     is stored two elements a byte). `dtype`: the safetensors name of the elements of a uint8 array that holds the bytes
     of a type which numpy cannot name (F6_E2M3, F6_E3M2) or that should come back as another type.
+    `out`: a writable bytes-like object to put it into; the part of it that the archive takes is returned as a memoryview.
+    It needs the tensor's bytes, a thousandth of them and 8 KiB. (Memory that the process has already is worth it: for
+    fresh bytes of 30 MB the system takes longer than the coder.)
     `prove=False` leaves out decoding each chunk and comparing it with its source; its sums are there all the same.
-    Raises UsageError for dtypes without a place in the format: object, structured, strings, big-endian.
+    Raises UsageError for dtypes without a place in the format (object, structured, strings, big-endian), or when
+    `out` is too small.
     """
     values = np.asarray(array)
     if dtype is not None:
@@ -37,12 +47,53 @@ def encode(
         raw = flat.view(np.uint8) if flat.size else np.empty(0, np.uint8)
         if element.bits == 4:
             raw = _pack_nibbles(raw)
-    out = io.BytesIO()
+    sink = _Pieces() if out is None else _Into(out)
     with Workers(thread_count(threads)) as workers:
-        packer = Packer(out, workers, Options(level, sha256=False, prove=prove))
+        packer = Packer(cast(BinaryIO, sink), workers, Options(level, sha256=False, prove=prove))
         packer.add_tensor("tensor", raw, element, shape)
         packer.finish()
-    return out.getvalue()
+    return sink.result()
+
+
+class _Pieces(io.RawIOBase):
+    """Keeps what is written, unchanged from then on, piece by piece: a buffer that grows is copied by the system.
+
+    (30 MB: 13 milliseconds, against 5 for joining the pieces.)
+    """
+
+    def __init__(self) -> None:
+        self.pieces: list[Any] = []
+
+    def write(self, data: Any) -> int:
+        self.pieces.append(data)
+        return len(data)
+
+    def result(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+class _Into(io.RawIOBase):
+    """Writes into a buffer of the caller's."""
+
+    def __init__(self, out: Any) -> None:
+        try:
+            self.view = memoryview(out).cast("B")
+        except TypeError:
+            raise UsageError("out must be a contiguous bytes-like object") from None
+        if self.view.readonly:
+            raise UsageError("out must be writable")
+        self.at = 0
+
+    def write(self, data: Any) -> int:
+        end = self.at + len(data)
+        if end > len(self.view):
+            raise UsageError(f"out has {len(self.view)} bytes, which the archive does not fit")
+        self.view[self.at : end] = data
+        self.at = end
+        return len(data)
+
+    def result(self) -> memoryview:
+        return self.view[: self.at]
 
 
 def _named(values: NDArray[Any], dtype: str) -> tuple[Dtype, tuple[int, ...], NDArray[np.uint8]]:

@@ -13,12 +13,15 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tzip.archive import verify
+from tzip.blocks import codecs_of
 from tzip.chunks import SLACK, EncodedChunk, decode_chunk, encode_chunk
 from tzip.coders import zstd
 from tzip.coders.arrays import U8
 from tzip.coders.errors import ChangedError, CorruptError, TzipError, UsageError
-from tzip.coders.planes import WORD
-from tzip.coders.sums import sum64
+from tzip.coders.scratch import borrow, recycle
+from tzip.coders.sums import same_bytes, sum64
+from tzip.duplicates import Duplicates, Origin, share
+from tzip.duplicates import Run as Run
 from tzip.formats import safetensors_header
 from tzip.formats.atomic import PartialFile
 from tzip.formats.catalogue import CLOSED, FILE, FOLDER, IN_RUN, INLINE, LINK, NO_MTIME, SHA_KNOWN, TENSOR, Catalogue
@@ -86,21 +89,6 @@ class Tensor:
 
 
 @dataclass(slots=True)
-class Run:
-    """A run to be: element width, what coding suits it, and the byte ranges of the member that it consists of."""
-
-    width: int
-    coding: str
-    pieces: list[tuple[int, int]] = field(default_factory=list)
-    size: int = 0
-
-    def add(self, begin: int, n: int) -> None:
-        """Add the n bytes of the member from `begin` on."""
-        self.pieces.append((begin, n))
-        self.size += n
-
-
-@dataclass(slots=True)
 class Extent:
     """A byte range of the member: inline when `run` is None, else at `offset` of that run."""
 
@@ -112,11 +100,14 @@ class Extent:
 
 @dataclass(slots=True)
 class MemberLayout:
-    """Extents in file order, runs in the order of their first use, tensors in file order."""
+    """Extents in file order, the runs to write in the order of their first use, tensors in file order."""
 
     extents: list[Extent]
     runs: list[Run]
     tensors: list[Tensor]
+
+
+Job = tuple[U8, Run, int]  # the bytes of a chunk, its run, its ordinal in the run
 
 
 class InputFormatError(UsageError):
@@ -142,7 +133,7 @@ def lay_out(size: int, data_start: int, tensors: Sequence[Tensor], nbytes: Seque
         own = n >= OWN_RUN * width
         run = None if own else bundles.get((width, coding))
         if run is None or run.size + n > CHUNK_ELEMENTS * width:
-            run = Run(width, coding)
+            run = Run(width, coding, _row(tensor, n // width) if own else 0)
             layout.runs.append(run)
             if not own:
                 bundles[width, coding] = run
@@ -150,6 +141,14 @@ def lay_out(size: int, data_start: int, tensors: Sequence[Tensor], nbytes: Seque
         run.add(tensor.begin, n)
     assert sum(e.length for e in layout.extents) == size
     return layout
+
+
+def _row(tensor: Tensor, elements: int) -> int:
+    """Return how many elements of its run a row of the tensor has (a complex one counts twice); 0 when there are no rows."""
+    rows = 1
+    for n in tensor.shape[:-1]:
+        rows *= n
+    return elements // rows if len(tensor.shape) > 1 and elements % rows == 0 else 0
 
 
 def lay_out_opaque(layout: MemberLayout, begin: int, n: int, *, split: bool = True) -> None:
@@ -181,7 +180,9 @@ class Packer:
         self.progress = options.progress or (lambda n: None)
         self.members: list[MemberReport] = []
         self.warnings: list[str] = []
+        self.duplicates = Duplicates()
         self.runs = 0
+        self.total = 0
         self.bytes_in = 0
         self.writer.header(ArchiveHeader(f"tzip {__version__} {self.level.name}", zstd.VERSION_NUMBER))
 
@@ -196,7 +197,9 @@ class Packer:
             assert item.open is not None
             stamp = item.stamp() if item.stamp else None
             with item.open() as source:
-                self._file(item, source)
+                layout = self._lay_out(item, source)
+                self._share(layout, Origin(item.open, item.stamp, stamp), source)
+                self._stream(item, layout, source)
             if item.stamp and item.stamp() != stamp:
                 raise ChangedError("the input changed while it was packed").at(path=item.original)
 
@@ -215,8 +218,7 @@ class Packer:
             hasher.update(data)
             return hasher.digest() or b""
 
-    def _file(self, item: Item, source: Source) -> None:
-        layout: MemberLayout | None = None
+    def _lay_out(self, item: Item, source: Source) -> MemberLayout:
         try:
             data_start, spans = safetensors_header.parse(source.read_at, source.size)
         except safetensors_header.HeaderError as e:
@@ -229,42 +231,67 @@ class Packer:
                 self.warnings.append(message)
         else:
             tensors = [Tensor(s.name, s.dtype, s.shape, data_start + s.begin) for s in spans]
-            layout = lay_out(source.size, data_start, tensors, [s.end - s.begin for s in spans])
-        if layout is None:
-            layout = MemberLayout([], [], [])
-            if source.size:
-                lay_out_opaque(layout, 0, source.size)
-        self._stream(item, layout, source)
+            return lay_out(source.size, data_start, tensors, [s.end - s.begin for s in spans])
+        layout = MemberLayout([], [], [])
+        if source.size:
+            lay_out_opaque(layout, 0, source.size)
+        return layout
+
+    def _share(self, layout: MemberLayout, origin: Origin, source: Source) -> None:
+        """Leave out the runs whose bytes the archive has, or will have, already."""
+        found = self.duplicates.find(layout.runs, origin, source.inner if isinstance(source, _Borrowed) else source)
+        if found:
+            uses = [e.run for e in layout.extents if e.run is not None]
+            share(layout.runs, uses, found, self.writer.position, self.total + source.size)
+            layout.runs = [run for run in layout.runs if run.same is None]
 
     def _stream(self, item: Item, layout: MemberLayout, source: Source) -> None:
         inline = b"".join(_read(source, e.begin, e.length, item) for e in layout.extents if e.run is None)
-        if not layout.runs:
-            self._member(item, layout, inline, self._sha(inline) if item.kind != TENSOR else b"")
-            self.progress(source.size)
-            self.bytes_in += source.size
-            return
-        first_run = self._member(item, layout, inline, None)
-        with Hasher(self.sha256 and item.kind != TENSOR, self.workers.threads) as hasher:
-            jobs = self._jobs(layout, first_run, inline, source, item, hasher)
-            for encoded, size in self._encode(jobs):
+        again: list[tuple[Run, int, int]] = []
+        hashed = self.sha256 and item.kind != TENSOR
+        if layout.runs:
+            self._member(item, layout, inline, None)
+        with Hasher(hashed, self.workers.threads if len(inline) < source.size else 1) as hasher:
+            for run, encoded, size in self._encode(self._jobs(layout, inline, source, item, hasher, again)):
+                run.sums.append(ChunkHead.read(memoryview(encoded.record)).decoded_sum)
                 self.writer.chunk(encoded.record, encoded.codecs)
                 self.progress(size)
             digest = hasher.digest()
+        # Runs were found to be the same before this member was read: what was read now is what the archive has.
+        if any(run.stored.sums[chunk] != found for run, chunk, found in again):
+            raise ChangedError("the input changed while it was packed").at(path=item.original or source.name)
         self.progress(len(inline))
         self.bytes_in += source.size
-        self._done(item, source.size, digest)
+        if layout.runs:
+            self._done(item, source.size, digest)
+        else:
+            self._member(item, layout, inline, digest or b"")
 
     def _jobs(
-        self, layout: MemberLayout, first_run: int, inline: bytes, source: Source, item: Item, hasher: Hasher
-    ) -> "Iterator[tuple[U8, Run, int, int]]":
+        self,
+        layout: MemberLayout,
+        inline: bytes,
+        source: Source,
+        item: Item,
+        hasher: Hasher,
+        again: list[tuple[Run, int, int]],
+    ) -> Iterator[Job]:
         """Yield the chunks in the order of the archive, feeding the hash in the order of the file.
 
-        Bytes that a bundle reads ahead are kept until the hash has passed them: the input is read once.
+        Bytes that a bundle reads ahead are kept until the hash has passed them: the input is read once. Of runs that the
+        archive has already, `again` gets the sums of the chunks as they are now.
         """
-        ordinal = {id(run): first_run + i for i, run in enumerate(layout.runs)}
         ahead: dict[int, U8] = {}
         started: set[int] = set()
         at = 0
+
+        def job(raw: U8, run: Run, chunk: int) -> Iterator[Job]:
+            if run.same is None:
+                yield raw, run, chunk
+            else:
+                again.append((run, chunk, sum64(raw)))
+                self.progress(raw.size)
+
         for extent in layout.extents:
             run = extent.run
             if run is None:
@@ -279,35 +306,34 @@ class Packer:
                         _read_into(source, begin, raw[to : to + n], item)
                         ahead[begin] = raw[to : to + n]
                         to += n
-                    yield raw, run, ordinal[id(run)], 0
+                    yield from job(raw, run, 0)
                 hasher.update(ahead.pop(extent.begin))
             else:
                 step = CHUNK_ELEMENTS * run.width
                 for chunk, begin in enumerate(range(extent.begin, extent.begin + extent.length, step)):
-                    raw = np.empty(min(step, extent.begin + extent.length - begin), np.uint8)
-                    _read_into(source, begin, raw, item)
+                    raw = _part(source, begin, min(step, extent.begin + extent.length - begin), item)
                     hasher.update(raw)
-                    yield raw, run, ordinal[id(run)], chunk
+                    yield from job(raw, run, chunk)
 
-    def _encode(self, jobs: "Iterator[tuple[U8, Run, int, int]]") -> Iterator[tuple[EncodedChunk, int]]:
-        waiting: deque[tuple[Future[EncodedChunk], int]] = deque()
-        for raw, run, ordinal, chunk in jobs:
+    def _encode(self, jobs: Iterator[Job]) -> Iterator[tuple[Run, EncodedChunk, int]]:
+        waiting: deque[tuple[Run, Future[EncodedChunk], int]] = deque()
+        for raw, run, chunk in jobs:
             if self.writer.resuming:
-                earlier = self._earlier(raw, run, ordinal, chunk)
+                earlier = self._earlier(raw, run, chunk)
                 if earlier is not None:
-                    yield earlier, raw.size
+                    yield run, earlier, raw.size
                     continue
-            args = (raw, run.width, run.coding, self.level, ordinal, chunk)
-            waiting.append((self.workers.submit(self.work, *args), raw.size))
+            args = (raw, run.width, run.coding, self.level, run.ordinal, chunk, run.row, chunk * CHUNK_ELEMENTS)
+            waiting.append((run, self.workers.submit(self.work, *args), raw.size))
             # While resuming, a chunk must be written before the next one can be compared with what stands there.
             while waiting and (len(waiting) > self.workers.threads or self.writer.resuming):
-                future, size = waiting.popleft()
-                yield future.result(), size
+                run, future, size = waiting.popleft()
+                yield run, future.result(), size
         while waiting:
-            future, size = waiting.popleft()
-            yield future.result(), size
+            run, future, size = waiting.popleft()
+            yield run, future.result(), size
 
-    def _earlier(self, raw: U8, run: Run, ordinal: int, chunk: int) -> EncodedChunk | None:
+    def _earlier(self, raw: U8, run: Run, chunk: int) -> EncodedChunk | None:
         """Return the chunk that an interrupted run has written here, when it is sound and holds these bytes."""
         record = self.writer.earlier_chunk()
         if record is None or len(record) < ChunkHead.SIZE:
@@ -317,27 +343,24 @@ class Packer:
         buffer[:length] = np.frombuffer(record, np.uint8)
         head = ChunkHead.read(record)
         elements = raw.size // run.width
-        if (head.run, head.chunk, head.elements, head.width) != (ordinal, chunk, elements, run.width):
+        if (head.run, head.chunk, head.elements, head.width) != (run.ordinal, chunk, elements, run.width):
             return None
         if head.decoded_sum != sum64(raw):
             return None
-        decoded = np.empty(raw.size, np.uint8)
+        decoded = borrow("proof", raw.size)
         try:
-            decode_chunk(buffer, length, ordinal, chunk, elements, run.width, decoded)
+            decode_chunk(buffer, length, run.ordinal, chunk, elements, run.width, decoded)
         except TzipError:
             return None
         if not np.array_equal(decoded, raw):
             return None
-        codecs = 0
-        groups = -(-elements // (1 << 17))
-        for i in range(groups * head.planes):
-            codecs |= 1 << record[ChunkHead.SIZE + 16 * i]
-        return EncodedChunk(record, codecs)
+        return EncodedChunk(record, codecs_of(record))
 
-    def _member(self, item: Item, layout: MemberLayout, inline: bytes, sha: bytes | None) -> int:
-        """Write the member record; with `sha` not None the member is closed. Return the ordinal of its first run."""
+    def _member(self, item: Item, layout: MemberLayout, inline: bytes, sha: bytes | None) -> None:
+        """Write the member record and number the runs; with `sha` not None the member is closed."""
         first_run = self.runs
-        ordinal = {id(run): first_run + i for i, run in enumerate(layout.runs)}
+        for i, run in enumerate(layout.runs):
+            run.ordinal = first_run + i
         size = sum(e.length for e in layout.extents)
         known = SHA_KNOWN if sha or (sha is None and self.sha256 and item.kind != TENSOR) else 0
         flags = known | (CLOSED if sha is not None else 0)
@@ -357,7 +380,7 @@ class Packer:
             "r_inputs": [0] * len(layout.runs),
             "r_elements": [run.size // run.width for run in layout.runs],
         }
-        self._extent_columns(columns, layout.extents, ordinal)
+        self._extent_columns(columns, layout.extents)
         self._tensor_columns(columns, layout)
         names = [t.name for t in layout.tensors]
         record = Catalogue.of(columns, [item.name, *names], inline, len(self.members), first_run)
@@ -368,11 +391,11 @@ class Packer:
         self.writer.member_names.append(item.name)
         self.writer.tensor_names += names
         self.runs += len(layout.runs)
+        self.total += size
         self.members.append(MemberReport(item.name, size, sha.hex() if sha else None))
-        return first_run
 
     @staticmethod
-    def _extent_columns(columns: dict[str, list[Any]], extents: Iterable[Extent], ordinal: dict[int, int]) -> None:
+    def _extent_columns(columns: dict[str, list[Any]], extents: Iterable[Extent]) -> None:
         names = ("x_kind", "x_run", "x_offset", "x_length")
         for name in names:
             columns[name] = []
@@ -382,7 +405,7 @@ class Packer:
                 row = (INLINE, 0, inline_at, extent.length)
                 inline_at += extent.length
             else:
-                row = (IN_RUN, ordinal[id(extent.run)], extent.offset, extent.length)
+                row = (IN_RUN, extent.run.stored.ordinal, extent.offset, extent.length)
             for name, value in zip(names, row, strict=True):
                 columns[name].append(value)
 
@@ -409,16 +432,18 @@ class Packer:
         self.members[-1] = MemberReport(item.name, size, digest.hex() if digest else None)
 
 
-def encode_and_prove(raw: U8, width: int, coding: str, level: Level, run: int, chunk: int) -> EncodedChunk:
+def encode_and_prove(
+    raw: U8, width: int, coding: str, level: Level, run: int, chunk: int, row: int = 0, first: int = 0
+) -> EncodedChunk:
     """Encode a chunk, decode it again and compare it with the source, byte by byte."""
-    encoded = encode_chunk(raw, width, coding, level, run, chunk)
+    encoded = encode_chunk(raw, width, coding, level, run, chunk, row, first)
     length = len(encoded.record)
-    buffer = np.empty(length + SLACK, np.uint8)
+    buffer = borrow("proof record", length + SLACK)
     buffer[:length] = np.frombuffer(encoded.record, np.uint8)
     buffer[length:] = 0
-    decoded = np.empty(raw.size, np.uint8)
+    decoded = borrow("proof", raw.size)
     decode_chunk(buffer, length, run, chunk, raw.size // width, width, decoded)
-    if not np.array_equal(decoded.view(WORD[width]), raw.view(WORD[width])):
+    if not same_bytes(decoded, raw):
         raise CorruptError("tzip is at fault: a chunk does not decode to its source; nothing was written")
     return encoded
 
@@ -444,6 +469,15 @@ def _read(source: Source, begin: int, n: int, item: Item) -> bytes:
     if len(data) != n:
         raise ChangedError("the input became shorter while it was packed").at(path=item.original or source.name)
     return data
+
+
+def _part(source: Source, begin: int, n: int, item: Item) -> U8:
+    """Return n bytes of a source, those of an array as they lie there."""
+    if isinstance(source, _ArraySource) and source.raw.flags.writeable:  # kernels are compiled for writable arrays
+        return source.raw[begin : begin + n]
+    raw = recycle(n)
+    _read_into(source, begin, raw, item)
+    return raw
 
 
 def _read_into(source: Source, begin: int, raw: U8, item: Item) -> None:
@@ -480,6 +514,7 @@ class _Borrowed(Source):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source.name, source.size)
+        self.inner = source
         self.read_at = source.read_at  # type: ignore[method-assign]
         self.readinto_at = source.readinto_at  # type: ignore[method-assign]
 

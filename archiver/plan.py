@@ -4,56 +4,52 @@ reproducible on every machine and with any number of threads.
 Sizes are estimated from exact counts; samples (at a fixed stride) only decide whether a plane is worth counting.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from tzip.coders import huffman, planes, rans, rows
-from tzip.coders.arrays import I64, U8
+from tzip.coders.arrays import I64, Words
 from tzip.coders.huffman import HuffmanTable
-from tzip.coders.planes import Head
+from tzip.coders.keys import Mapping, map_again, map_keys
+from tzip.coders.planes import Head, Window
 from tzip.coders.rans import RansTable
 from tzip.coders.registry import CONSTANT, HUFFMAN, RANS, RAW
-from tzip.coders.tables import ESCAPE_BITS, WINDOW
+from tzip.coders.tables import ESCAPE_BITS
 
 Table = HuffmanTable | RansTable
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What an encoder tries: joined mantissa bits (at most two at a time), codecs, zstandard level, segments."""
+    """What an encoder tries: joined mantissa bits (at most two at a time), codecs, zstandard levels, symbols of a segment."""
 
     name: str
     joined: tuple[int, ...]
     codecs: tuple[int, ...]
     zstd: int
-    log_segment: int
-    exhaustive: bool = False  # try narrower keys where the widest already pays
+    zstd_short: int  # for elements that a transform made shorter: there is less of them
+    segment: int
+    exhaustive: bool = False  # count everything, sort rows by scale
 
 
 # Measured on MiniLM bf16 (docs/BENCHMARKS.md): joining two mantissa bits and rANS give the default its 65.9 %;
 # Huffman on the exponent alone needs no rANS and decodes fastest on any CPU. Segments of 2^16: at 2^14 lane states
-# cost 0.3 points, at 2^17 they save 0.05 but leave a GPU half the warps.
+# cost 0.3 points, at 2^17 they save 0.05 but leave a GPU half the warps, and a vector unit two segments at a time.
 LEVELS = {
     level.name: level
     for level in (
-        Level("fast", (0,), (HUFFMAN,), 1, 16),
-        Level("default", (2, 0), (RANS,), 3, 16),
-        Level("best", (2, 1, 0), (RANS, HUFFMAN), 19, 17, exhaustive=True),
+        Level("fast", (0,), (HUFFMAN,), 1, 3, 1 << 16),
+        Level("default", (2, 0), (RANS,), 3, 9, 1 << 16),
+        Level("best", (2, 1, 0), (RANS, HUFFMAN), 19, 19, 1 << 17, exhaustive=True),
     )
 }
-SAMPLE_STRIDE = 32  # 4,096 samples of a full group
+SAMPLE = 1 << 16  # keys of a chunk that are counted at least: their tables are 0.007 points from the best
+_EVERY = 16
+_DENSE_EVERY = 64  # 4,096 samples of a full group say whether its bytes are even
+_MANY = 32768  # keys from which the widest, and a level's first codec, win unless nothing pays
 _SMALL = 8192  # symbols below which everything is counted
 _WORTH = 128  # a raw plane is coded when that saves more than 1/128 of it: less is not worth the decoder's time
-
-
-@dataclass(frozen=True, slots=True)
-class Mapping:
-    """How the keys of a group become bytes, counts of these bytes, shape (256,), and the number of escapes."""
-
-    window: planes.Window
-    counts: I64
-    escapes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,58 +62,15 @@ class Choice:
     value: int = 0
 
 
-def map_keys(counts: I64, n: int) -> Mapping:
-    """Choose the bytes for keys with these counts, shape (2**w,), of n elements: a window of them, all others escape.
-
-    A symbol in a table costs about 24 bits of table and 1/4096 of the probability, an escape 32 bits each time; so
-    rare keys at the ends of the range escape. Those between frequent ones stay: leaving them out, too, was measured
-    to gain nothing, and a window without holes needs no table to look bytes up in.
-    """
-    # counts * (32 - 12) > n * log2(e) / 4096 + 24, in integers
-    kept = np.flatnonzero(counts * 81_920_000 > n * 1443 + 98_304_000)
-    zero = bool(kept.size) and int(kept[0]) == 0
-    kept = kept[1:] if zero else kept
-    if not kept.size:
-        kept = np.array([1 + int(counts[1:].argmax())])
-    low, high = int(kept[0]), int(kept[-1])
-    wide = counts.size > 256
-    if wide and high - low >= WINDOW:
-        below = np.concatenate(([0], np.cumsum(counts[1:])))
-        starts = np.arange(1, counts.size - WINDOW + 1)
-        low = int(starts[np.argmax(below[starts + WINDOW - 1] - below[starts - 1])])
-        high = low + WINDOW - 1
-    window = planes.Window(low - 1 if wide else 0, low, high, zero, 0)
-    byte_counts, escapes = _count_bytes(window, counts)
-    frequent = int(byte_counts.argmax())
-    byte_counts[frequent] += escapes
-    if np.count_nonzero(byte_counts) < 2:
-        byte_counts[0 if frequent else 1] = 1  # a table has two bytes or more; this one never occurs
-    return Mapping(replace(window, instead=frequent), byte_counts, escapes)
+def segments_of(n: int, level: Level) -> int:
+    """Return the number of segments of a block of n symbols: from four a vector unit decodes four at a time."""
+    most = -(-n // level.segment)
+    return max(most, 4) if n >= level.segment and not level.exhaustive else most
 
 
-def _count_bytes(window: planes.Window, counts: I64) -> tuple[I64, int]:
-    byte_counts = np.zeros(256, np.int64)
-    byte_counts[window.low - window.base : window.high - window.base + 1] = counts[window.low : window.high + 1]
-    if window.zero:
-        byte_counts[0] += counts[0]
-    return byte_counts, int(counts.sum() - byte_counts.sum())
-
-
-def remap(mapping: Mapping, counts: I64, table: Table) -> Mapping | None:
-    """Return how keys with these counts fare under an earlier group's mapping and table; None when they do not fit."""
-    byte_counts, escapes = _count_bytes(mapping.window, counts)
-    if escapes * 64 > int(counts.sum()):
-        return None
-    byte_counts[mapping.window.instead] += escapes
-    frequency = table.freq if isinstance(table, RansTable) else table.lengths
-    if byte_counts[frequency == 0].any():
-        return None
-    return Mapping(mapping.window, byte_counts, escapes)
-
-
-def coded_size(codec: int, table: Table, shared: bool, counts: I64, n: int, escapes: int, log_segment: int) -> int:
+def coded_size(codec: int, table: Table, shared: bool, counts: I64, n: int, escapes: int, level: Level) -> int:
     """Estimate the payload of n bytes with these counts."""
-    segments = -(-n >> log_segment)
+    segments = segments_of(n, level)
     head = 0 if shared else table.size
     if isinstance(table, RansTable):
         return rans.cost(counts, table.freq) // 8 + 132 * segments + head + escapes * ESCAPE_BITS // 8
@@ -137,27 +90,136 @@ def choose(counts: I64, n: int, bits: int, level: Level) -> Choice:
     if used.size == 1:
         return Choice(CONSTANT, None, 0, int(used[0]))
     best = Choice(RAW, None, rows.packed_size(n, bits))
-    limit = best.size - best.size // _WORTH
+    limit = best.size - best.size // (128 if level.exhaustive else _WORTH)
     for codec in level.codecs:
         table = make_table(codec, counts)
-        size = coded_size(codec, table, False, counts, n, 0, level.log_segment)
+        size = coded_size(codec, table, False, counts, n, 0, level)
         if size < min(limit, best.size):
             best = Choice(codec, table, size)
     return best
 
 
-def looks_dense(sample: U8, bits: int) -> bool:
-    """Say whether a sample of symbols of `bits` bits is too even for an entropy coder to gain 2 % or so."""
-    counts = np.bincount(sample, minlength=256).astype(np.int64)
+def looks_dense(counts: I64, bits: int, level: Level) -> bool:
+    """Say whether symbols of `bits` bits with these counts are too even for an entropy coder to gain 3 % (best: 1/2 %)."""
     if np.count_nonzero(counts) < 2:
         return False
-    # 4,096 samples of 256 equal symbols seem to have 0.045 bits less than 8 each.
-    return rans.cost(counts, rans.quantize(counts).freq) * 100 > 97 * bits * sample.size
+    # 4,096 samples of 256 equal symbols seem to have 0.045 bits less than 8 each, eight times as many 0.006.
+    part = 995 if level.exhaustive else 970
+    return rans.cost(counts, rans.quantize(counts).freq) * 1000 > part * bits * int(counts.sum())
 
 
-def is_small(n: int) -> bool:
-    """Say whether a plane is so small that it is counted without asking a sample."""
-    return n < _SMALL
+def dense_byte(words: Words, shift: int, level: Level) -> bool:
+    """Say whether a byte plane of a group is not worth counting, by a sample."""
+    every = _DENSE_EVERY // 8 if level.exhaustive else _DENSE_EVERY
+    return words.size >= _SMALL and looks_dense(planes.byte_counts(words, shift, every), 8, level)
+
+
+def dense_rests(groups: list[Words], head: Head, joined: int, signless: bool, level: Level) -> bool:
+    """Say whether the rests of all groups are not worth counting, by a sample."""
+    if groups[0].size < _SMALL:
+        return False
+    every = _DENSE_EVERY // 8 if level.exhaustive else _DENSE_EVERY
+    counts = sum(planes.rest_counts(g, head, joined, signless, every) for g in groups)
+    return looks_dense(np.asarray(counts), head.mantissa - joined + (not signless), level)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPlan:
+    """How the keys of a group are coded. `shared`: with the table of the nearest earlier group that has one."""
+
+    joined: int
+    codec: int
+    window: Window
+    table: Table | None
+    shared: bool
+
+
+def plan_keys(groups: list[Words], head: Head, level: Level) -> list[KeyPlan]:
+    """Choose joined bits, codec and tables for the keys of a chunk's groups.
+
+    The groups share a table unless one of its own saves a group more than it costs.
+    """
+    candidates = joined_candidates(head, level)
+    widest = max(candidates)
+    n = sum(g.size for g in groups)
+    every = min(_EVERY // 4 if level.exhaustive else _EVERY, max(1, n // SAMPLE))
+    counted = np.stack([planes.key_counts(g, head, widest, every) for g in groups])
+    best: tuple[int, list[KeyPlan]] | None = None
+    for joined in candidates:
+        counts = counted.reshape(len(groups), -1, 1 << (widest - joined)).sum(axis=2)
+        rest = (head.mantissa - joined + 1) * n // 8
+        pooled = counts.sum(axis=0)
+        bits = head.exponent + joined
+        everything = Window(0, 1, pooled.size - 1, True, 0)
+        options: list[tuple[int, list[KeyPlan]]] = []
+        if bits <= 8:
+            options.append((rows.packed_size(n, bits), [KeyPlan(joined, RAW, everything, None, False)] * len(groups)))
+        if np.count_nonzero(pooled) == 1 and all(planes.same_keys(g, head, joined) for g in groups):
+            key = Window(int(pooled.argmax()), 1, pooled.size - 1, True, 0)
+            options.append((0, [KeyPlan(joined, CONSTANT, key, None, False)] * len(groups)))
+        else:
+            codecs = level.codecs if n < _MANY else level.codecs[:1]
+            options += [_with_tables(counts, pooled, every, joined, codec, level) for codec in codecs]
+        for size, plans in options:
+            if best is None or size + rest < best[0]:
+                best = size + rest, plans
+        # Narrower keys win in small groups, by their smaller tables, or where nothing pays: else don't ask.
+        if n >= _MANY and best is not None and best[0] < n * 2 * 9 // 10:
+            break
+    assert best is not None
+    return best[1]
+
+
+def _with_tables(
+    counts: I64, pooled: I64, every: int, joined: int, codec: int, level: Level
+) -> tuple[int, list[KeyPlan]]:
+    """Return the estimated size of all groups' keys, and how to code them, with tables of that codec."""
+    mapping = _narrowest(pooled, every)
+    common = make_table(codec, mapping.counts)
+    size, plans = 0, []
+    current: Table | None = None
+    for row in counts:
+        n = int(row.sum())
+        here = map_again(mapping.window, row)
+        shared = coded_size(codec, common, current is common, here.counts, n, here.escapes, level)
+        table, cost, window = common, shared, mapping.window
+        if len(counts) > 1:
+            own_mapping = map_keys(row, holes=every > 1) if level.exhaustive else _filled(here, every)
+            own = make_table(codec, own_mapping.counts)
+            own_size = coded_size(
+                codec, own, False, own_mapping.counts, n, own_mapping.escapes, level
+            )
+            # The next group will want the common table again.
+            if own_size + own_mapping.counts.size // 2 < shared:
+                table, cost, window = own, own_size, own_mapping.window
+        plans.append(KeyPlan(joined, codec, window, table, table is current))
+        current = table
+        size += cost
+    return size, plans
+
+
+def _narrowest(pooled: I64, every: int) -> Mapping:
+    """Map keys into 128 bytes, which decode fastest, unless that costs a thousandth of a bit a key."""
+    mapping = map_keys(pooled, holes=every > 1)
+    if pooled.size > 256 and mapping.window.high - mapping.window.low >= rans.NARROW - 1:
+        narrow = map_keys(pooled, limit=rans.NARROW - 1, holes=every > 1)
+        if (narrow.escapes - mapping.escapes) * 32 * 1024 < int(pooled.sum()):
+            return narrow
+    return mapping
+
+
+def _filled(mapping: Mapping, every: int) -> Mapping:
+    """Give every byte that the window may give a count, where the counts are of a sample."""
+    counts = mapping.counts
+    w = mapping.window
+    if every > 1:
+        inside = counts[w.low - w.base : w.high - w.base + 1]
+        inside[inside == 0] = 1
+        if w.zero and counts[0] == 0:
+            counts[0] = 1
+    if np.count_nonzero(counts) < 2:
+        counts[0 if counts[0] == 0 else 1] = 1
+    return Mapping(w, counts, mapping.escapes)
 
 
 def joined_candidates(head: Head, level: Level) -> tuple[int, ...]:

@@ -41,6 +41,7 @@ from tzip.workers import Workers, thread_count
 
 _WINDOW = 1 << 20
 _PREFIX = CHUNK[:3]
+_UNKNOWN = (1 << 59) - 1  # elements of a run whose member record is lost: more than an archive has
 
 
 @dataclass(slots=True)
@@ -192,10 +193,15 @@ def _parts(archive: Archive, row: int) -> Iterator[U8]:
 
 
 class _SalvagedReader(ArchiveReader):
-    """One member record and the chunk records that were found for its runs."""
+    """One member record and the chunk records that were found for its runs, and for those that it shares with others."""
 
     def __init__(
-        self, source: Source, origin: int, local: Catalogue, found: dict[tuple[int, int], tuple[int, int]]
+        self,
+        source: Source,
+        origin: int,
+        local: Catalogue,
+        runs: dict[int, tuple[int, int]],
+        found: dict[tuple[int, int], tuple[int, int]],
     ) -> None:
         self.source = source
         self.origin = origin
@@ -204,24 +210,38 @@ class _SalvagedReader(ArchiveReader):
         self.index = local
         self.found = found
         self.base = local.first_run
-        # Runs of this member count from 0 here; runs of earlier members become ones that do not exist.
-        shifted = local["x_run"].astype(np.int64) - np.where(local["x_kind"] == IN_RUN, self.base, 0)
-        local.columns["x_run"] = np.where(shifted < 0, (1 << 32) - 1, shifted).astype(np.uint32)
+        # Runs of this member count from 0 here; those of earlier members follow. What nobody says anything of gets a shape
+        # that no chunk has.
+        in_run = (local["x_kind"] == IN_RUN).tolist()
+        used: list[int] = local["x_run"].tolist()
+        ends: dict[int, int] = {}
+        for x, i, end in zip(used, in_run, (local["x_offset"] + local["x_length"]).tolist(), strict=True):
+            if i and x < self.base:
+                ends[x] = max(end, ends.get(x, 0))
+        self.ordinals: list[int] = [*range(self.base, self.base + local["r_width"].size), *ends]
+        rows = {ordinal: row for row, ordinal in enumerate(self.ordinals)}
+        shifted = [rows[x] if i else 0 for x, i in zip(used, in_run, strict=True)]
+        shapes = []
+        for ordinal, end in ends.items():
+            width, elements = runs.get(ordinal, (8, _UNKNOWN))
+            shapes.append((width, elements) if end <= width * elements else (8, _UNKNOWN))
+        local.columns["x_run"] = np.array(shifted, np.uint32)
+        local.columns["r_width"] = np.append(local["r_width"], np.array([w for w, _ in shapes], np.uint8))
+        local.columns["r_elements"] = np.append(local["r_elements"], np.array([n for _, n in shapes], np.uint64))
+        local.columns["r_inputs"] = np.append(local["r_inputs"], np.zeros(len(shapes), np.uint8))
+        local.__dict__.pop("run_chunks", None)  # derived from the columns
         self.first_chunk = np.cumsum(local.run_chunks) - local.run_chunks
 
     def run_ordinal(self, run: int) -> int:
-        return self.base + run
+        return self.ordinals[run]
 
     def chunk_at(self, run: int, chunk: int) -> tuple[int, int]:
-        place = self.found.get((self.base + run, chunk))
+        if int(self.index["r_elements"][run]) == _UNKNOWN:
+            raise CorruptError("the bytes are those of another member, whose record is lost")
+        place = self.found.get((self.ordinals[run], chunk))
         if place is None:
-            raise CorruptError(f"chunk {chunk} of run {self.base + run} is missing or damaged")
+            raise CorruptError(f"chunk {chunk} of run {self.ordinals[run]} is missing or damaged")
         return place
-
-    def chunk_elements(self, run: int, chunk: int) -> int:
-        if run >= self.index["r_width"].size:
-            raise CorruptError("the bytes are those of another member, which only the index can name")
-        return super().chunk_elements(run, chunk)
 
     def read_chunk(self, run: int, chunk: int, slack: int) -> tuple[U8, int]:
         offset, length = self.chunk_at(run, chunk)
@@ -251,6 +271,10 @@ def _salvage(source: Source, told: Callable[[int], None]) -> list[_SalvagedReade
             elif kind == CHUNK:
                 head = ChunkHead.read(record)
                 chunks.setdefault((head.run, head.chunk), (offset, len(record)))
+    runs: dict[int, tuple[int, int]] = {}
+    for local in members:
+        for i, (width, elements) in enumerate(zip(local["r_width"].tolist(), local["r_elements"].tolist(), strict=True)):
+            runs.setdefault(local.first_run + i, (width, elements))
     readers = []
     seen: set[int] = set()
     for local in members:
@@ -264,7 +288,7 @@ def _salvage(source: Source, told: Callable[[int], None]) -> list[_SalvagedReade
             local.columns["m_flags"] = np.array([flags], np.uint8)
             if known and end is not None and end.sha256 is not None:
                 local.columns["m_sha"] = np.frombuffer(end.sha256, np.uint8).reshape(1, 32)
-        readers.append(_SalvagedReader(source, origin, local, chunks))
+        readers.append(_SalvagedReader(source, origin, local, runs, chunks))
     return readers
 
 

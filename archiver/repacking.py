@@ -1,17 +1,19 @@
 """Repacking: the members of an archive into a new one, at another level, with the same SHA-256."""
 
+import hashlib
 import os
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tzip.archive import Archive
 from tzip.coders.arrays import U8
 from tzip.coders.errors import CorruptError, UsageError
+from tzip.duplicates import ArchivedSource
 from tzip.formats.catalogue import FOLDER, LINK, SHA_KNOWN, TENSOR
-from tzip.formats.layout import CHUNK_ELEMENTS
+from tzip.formats.layout import CHUNK_ELEMENTS, ChunkHead
 from tzip.formats.source import Source
 from tzip.packing import Options, PackReport, pack_items
 from tzip.tree import Item
@@ -19,7 +21,7 @@ from tzip.tree import Item
 _PARTS = 6  # decoded chunks kept: a bundle is read by many small tensors, far apart
 
 
-class _MemberSource(Source):
+class _MemberSource(ArchivedSource):
     """A member of an archive, read at any offset by one thread; chunks are decoded where they are asked for."""
 
     def __init__(self, archive: Archive, member: int) -> None:
@@ -52,6 +54,30 @@ class _MemberSource(Source):
                 buffer[done : done + n] = memoryview(self._chunk(run, chunk))[start : start + n]
             done += n
         return done
+
+    def place(self, pieces: Sequence[tuple[int, int]]) -> Hashable:
+        index = self.archive.reader.index
+        at, found = 0, -1
+        for begin, n in pieces:
+            i = bisect_right(self.begins, begin) - 1
+            start, length, run, offset = self.extents[i]
+            if run < 0 or found not in (-1, run) or (start, length, offset) != (begin, n, at):
+                return None
+            found = run
+            at += n
+        whole = found >= 0 and at == int(index["r_elements"][found]) * int(index["r_width"][found])
+        return found if whole else None
+
+    def fingerprint(self, pieces: Sequence[tuple[int, int]]) -> bytes | None:
+        run = self.place(pieces)
+        if not isinstance(run, int):
+            return None
+        reader = self.archive.reader
+        heads = (
+            ChunkHead.read(reader.source.read_at(reader.chunk_at(run, chunk)[0], ChunkHead.SIZE))
+            for chunk in range(int(reader.index.run_chunks[run]))
+        )
+        return hashlib.sha256(b"".join(head.decoded_sum.to_bytes(8, "little") for head in heads)).digest()
 
     def _chunk(self, run: int, chunk: int) -> U8:
         key = (run, chunk)

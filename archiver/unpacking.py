@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tzip.archive import Archive
+from tzip.coders.arrays import U8
 from tzip.coders.errors import CorruptError, UsageError
 from tzip.formats.atomic import PartialFile, refuse_links, write_all
 from tzip.formats.catalogue import FILE, FOLDER, LINK, NO_MTIME, SHA_KNOWN, TENSOR
@@ -191,12 +192,14 @@ class _Unpacker:
         size = int(self.index["m_size"][i])
         refuse_links(self.root, target)
         with PartialFile(target, force=self.force or self.resume) as partial:
-            at = 0
-            for part in self.archive.checked_stream(i, self.workers):
+
+            def write(at: int, part: U8) -> None:
                 # Long runs of zeros stay holes, as in a sparse source.
                 if part.size < 65536 or bool(part.any()):
-                    partial.file.seek(at)
-                    partial.write(part)
+                    partial.write_at(at, part)
+
+            at = 0
+            for part in self.archive.checked_stream(i, self.workers, write):
                 at += part.size
                 self.told(part.size)
             if at != size:

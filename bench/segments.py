@@ -1,4 +1,4 @@
-"""Segment length, joined mantissa bits and codec: size and speed of every combination, portable and native.
+"""Symbols of a segment, joined mantissa bits and codec: size and speed of every combination, portable and native.
 
     python bench/segments.py FILE [--repeat 5] [--csv OUT] [--doc DOCUMENT.md]
 
@@ -14,13 +14,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import common
 
 CODINGS = {"BF16": ("bf16", 2), "F16": ("f16", 2), "F32": ("f32", 4)}
-SEGMENTS = (14, 16, 17)
+SEGMENTS = (1 << 12, 1 << 14, 1 << 16)  # at most: a group has four segments or more
 JOINED = (0, 2)
 
 
@@ -32,7 +33,7 @@ def work(path: str, repeat: int) -> None:
     from tzip.chunks import SLACK, decode_chunk, encode_chunk
     from tzip.coders.registry import HUFFMAN, RANS
     from tzip.formats.layout import CHUNK_ELEMENTS
-    from tzip.plan import Level
+    from tzip.plan import LEVELS
 
     dtype, data = max(common.load_by_dtype(path)[0].items(), key=lambda kv: len(kv[1]))
     coding, width = CODINGS[dtype]
@@ -45,12 +46,12 @@ def work(path: str, repeat: int) -> None:
     for number in range(repeat + 1):  # rounds over the whole grid, so that a disturbance hits all alike; the first is warm-up
         for key in grid:
             segment, joined, codec = key
-            level = Level(name="bench", joined=(joined,), codecs=(codec,), zstd=3, log_segment=segment)
+            level = replace(LEVELS["default"], name="bench", joined=(joined,), codecs=(codec,), segment=segment)
             encoding, decoding = common.Clock(1), common.Clock(1)
             records = encoding.timed(
                 lambda: [encode_chunk(c, width, coding, level, 0, i).record for i, c in enumerate(chunks)]  # noqa: B023
             )
-            buffers = [np.frombuffer(r + bytes(SLACK), np.uint8).copy() for r in records]
+            buffers = [np.frombuffer(bytes(r) + bytes(SLACK), np.uint8) for r in records]
             stored = sum(map(len, records))
             for i, (buffer, chunk) in enumerate(zip(buffers, chunks, strict=True)):
                 part = out[: chunk.size]
@@ -65,7 +66,7 @@ def work(path: str, repeat: int) -> None:
                 best[key] = [stored, min(old[1], took[0]), min(old[2], took[1])]
     rows = [
         {
-            "codec": "Huffman" if c == HUFFMAN else "rANS", "joined": j, "log_segment": s,
+            "codec": "Huffman" if c == HUFFMAN else "rANS", "joined": j, "segment": s,
             "percent": f"{100 * v[0] / raw.size:.3f}", "encode": f"{raw.size / v[1] / 1e9:.3f}",
             "decode": f"{raw.size / v[2] / 1e9:.3f}",
         }
@@ -103,7 +104,16 @@ def main() -> None:
             common.facts() | {"file": a.file.name} | n | {"encode_generic": g["encode"], "decode_generic": g["decode"]}
         )
         lines.append(
-            (n["codec"], n["joined"], f"2^{n['log_segment']}", n["percent"], n["decode"], n["encode"], g["decode"], g["encode"])
+            (
+                n["codec"],
+                n["joined"],
+                f"2^{n['segment'].bit_length() - 1}",
+                n["percent"],
+                n["decode"],
+                n["encode"],
+                g["decode"],
+                g["encode"],
+            )
         )
     columns = ("codec", ">joined", ">segment", ">size %", ">decode", ">encode", ">decode, generic", ">encode, generic")
     text = common.markdown(columns, lines) + "\nGB/s. " + common.stamp(common.command_line("segments.py"))

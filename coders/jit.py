@@ -7,8 +7,8 @@ from typing import TypeVar, cast
 
 import numba
 
-PORTABLE, AVX512 = "portable", "avx512"
-_AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vbmi2"})
+PORTABLE, AVX2, AVX512 = "portable", "avx2", "avx512"
+_AVX512 = frozenset({"avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vbmi2"})
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -35,7 +35,7 @@ def kernel(function: F) -> F:
 
 @cache
 def tier() -> str:
-    """Return which kernels to use: AVX512 where numba compiles for a CPU that has them, else PORTABLE.
+    """Return which kernels to use: AVX512 or AVX2 where numba compiles for a CPU that has them, else PORTABLE.
 
     What counts is the target that numba was told to compile for (NUMBA_CPU_NAME, NUMBA_CPU_FEATURES), not the CPU: an
     instruction that the target lacks ends the process without an exception. All tiers give the same bytes.
@@ -43,7 +43,25 @@ def tier() -> str:
     from numba.core.registry import cpu_target
 
     try:
-        features = cpu_target.target_context.codegen()._get_host_cpu_features()
-    except AttributeError:  # no public way to ask; a numba without this one gets the portable kernels
+        codegen = cpu_target.target_context.codegen()
+        name, features = str(codegen._get_host_cpu_name()), str(codegen._get_host_cpu_features())
+    except AttributeError:  # no public way to ask; a numba without these gets the portable kernels
         return PORTABLE
-    return AVX512 if {f[1:] for f in str(features).split(",") if f.startswith("+")} >= _AVX512 else PORTABLE
+    told = set(features.split(","))
+    if {f[1:] for f in told if f.startswith("+")} >= _AVX512:
+        return AVX512
+    if "+avx2" in told or ("-avx2" not in told and _adds_in_ymm(name, features)):
+        return AVX2
+    return PORTABLE
+
+
+def _adds_in_ymm(name: str, features: str) -> bool:
+    """Return whether code for the CPU `name` adds eight integers at once: it may imply what `features` leave out."""
+    from llvmlite import binding
+
+    eight = "<8 x i32>"
+    source = f"define {eight} @add({eight} %a, {eight} %b) {{\n%c = add {eight} %a, %b\nret {eight} %c\n}}"
+    target = binding.Target.from_triple(binding.get_process_triple())
+    machine = target.create_target_machine(cpu=name, features=features)
+    code = machine.emit_assembly(binding.parse_assembly(source))
+    return any("vpaddd" in line and "ymm" in line for line in code.splitlines())

@@ -6,13 +6,19 @@ exponent gains 0.4 points on bfloat16 weights, for their distribution within a b
 (measured: MiniLM 66.3 -> 65.9 %).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, no_type_check
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
+from tzip.coders import rows
 from tzip.coders.arrays import I64, U8, U16, U32, Words
 from tzip.coders.jit import kernel
+from tzip.coders.scratch import borrow
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +78,42 @@ WORD: dict[int, "np.dtype[np.unsignedinteger[Any]]"] = {1: np.dtype("<u1"), 2: n
 np.dtype("<u8")}
 
 
-def key_counts(words: Words, head: Head, joined: int) -> tuple[I64, int]:
-    """Count the keys of elements, shape (n,): returns counts of shape (2**(e + t),) and the number of set signs."""
-    shift = 8 * words.itemsize - 16 + head.mantissa - joined
-    bits = head.exponent + joined
-    counts = np.zeros((4, 2 << bits), np.uint32)
-    _count(words, shift, (2 << bits) - 1, counts)
-    total = counts.sum(axis=0, dtype=np.int64)
-    return total[: 1 << bits] + total[1 << bits :], int(total[1 << bits :].sum())
+def key_counts(words: Words, head: Head, joined: int, every: int = 1) -> I64:
+    """Count the keys of elements, shape (n,): returns counts of shape (2**(e + t),).
+
+    `every` > 1 counts a sample, one run of 64 elements in that many, and scales the result.
+    """
+    return _counts(words, 8 * words.itemsize - 16 + head.mantissa - joined, head.exponent + joined, every)
 
 
-def byte_counts(words: Words, shift: int) -> I64:
-    """Count the values of the byte that starts at bit `shift` of elements, shape (n,)."""
-    counts = np.zeros((4, 256), np.uint32)
-    _count(words, shift, 255, counts)
-    total: I64 = counts.sum(axis=0, dtype=np.int64)
+def byte_counts(words: Words, shift: int, every: int = 1) -> I64:
+    """Count the values of the byte that starts at bit `shift` of elements, shape (n,); `every` as for `key_counts`."""
+    return _counts(words, shift, 8, every)
+
+
+def rest_counts(words: Words, head: Head, joined: int, signless: bool, every: int) -> I64:
+    """Count the rests of a sample of elements, shape (n,), and scale the result; `every` as for `key_counts`."""
+    counts = np.zeros(256, np.int64)
+    _count_rests(words, 8 * words.itemsize - 16, head.mantissa - joined, not signless, every, counts)
+    return counts
+
+
+def _counts(words: Words, shift: int, bits: int, every: int) -> I64:
+    counts = borrow("counts", 4 << bits, np.uint32).reshape(4, -1)
+    counts[:] = 0
+    total = np.empty(1 << bits, np.int64)
+    _count(words, shift, (1 << bits) - 1, every, counts, total)
     return total
+
+
+def sign_mode(words: Words) -> int:
+    """Return 1 when every element's sign is 0, 2 when every one is 1, else 0."""
+    return int(_signs(words, 8 * words.itemsize - 1))
+
+
+def same_keys(words: Words, head: Head, joined: int) -> bool:
+    """Say whether all elements have the same key."""
+    return bool(_same(words, 8 * words.itemsize - 16 + head.mantissa - joined, (1 << (head.exponent + joined)) - 1))
 
 
 def byte_plane(words: Words, shift: int) -> U8:
@@ -98,33 +124,61 @@ def byte_plane(words: Words, shift: int) -> U8:
 
 
 def split_head(words: Words, head: Head, joined: int, signless: bool, window: Window) -> tuple[U8, U8, U32]:
-    """Cut the heads of elements, shape (n,), n <= 2**17, into coded bytes and rests, shape (n,) each, and escapes.
+    """Cut the heads of elements, shape (n,), n <= 2**18, into coded bytes, shape (n,), the packed rests, and escapes.
 
-    Escapes come as the format lists them: key << 17 | position.
+    Rests are packed as raw planes (rows.pack); escapes come as the format lists them: key << 18 | position. Coded bytes
+    are in scratch memory.
     """
+    low = head.mantissa - joined
+    width = low + (not signless)
+    g, _ = rows.cell(width)
     n = words.size
-    coded, rest, escapes = np.empty(n, np.uint8), np.empty(n, np.uint8), np.empty(n, np.uint32)
+    whole = n // (32 * g) * 32 * g
+    if width not in _SPLIT or not whole:
+        coded, rest, escapes = split_head_loose(words, head, joined, signless, window)
+        return coded, rows.pack(rest, width), escapes
+    coded, escapes = borrow("coded", n), borrow("escapes", n, np.uint32)
+    packed = np.empty(rows.packed_size(n, width), np.uint8)
+    w = window
+    keys = (1 << (head.exponent + joined)) - 1
+    null = 0 if w.zero else w.instead
+    add = (w.low - w.base) & 0xFFFF  # below 0 for keys that are all the same, whose bytes nobody reads
+    fields = np.array((low, keys, w.low, w.high - w.low, add, w.instead, null, int(w.zero)), np.uint16)
+    found = _SPLIT[width](words, whole, fields, coded, packed, escapes)
+    if whole < n:
+        rest, more = _split_loose(words[whole:], head, joined, signless, window, coded[whole:], escapes[found:])
+        tail = rows.pack(rest, width)
+        packed[packed.size - tail.size :] = tail
+        escapes[found : found + more] += np.uint32(whole)
+        found += more
+    return coded, packed, escapes[:found].copy()
+
+
+def split_head_loose(words: Words, head: Head, joined: int, signless: bool, window: Window) -> tuple[U8, U8, U32]:
+    """Do what `split_head` does, but return the rests one a byte, shape (n,)."""
+    coded, escapes = borrow("coded", words.size), borrow("escapes", words.size, np.uint32)
+    rest, found = _split_loose(words, head, joined, signless, window, coded, escapes)
+    return coded, rest, escapes[:found].copy()
+
+
+def _split_loose(
+    words: Words, head: Head, joined: int, signless: bool, window: Window, coded: U8, escapes: U32
+) -> tuple[U8, int]:
+    """Fill coded and escapes; return the rests and the number of escapes."""
+    rest = np.empty(words.size, np.uint8)
     low = head.mantissa - joined
     shift = 8 * words.itemsize - 16
     _rest(words, shift, low, not signless, rest)
     mask = (1 << (head.exponent + joined)) - 1
     w = window
-    found = _code(words, shift + low, mask, w.base, w.low, w.high, w.zero, w.instead, coded, escapes)
-    return coded, rest, escapes[:found].copy()
+    return rest, int(_code(words, shift + low, mask, w.base, w.low, w.high, w.zero, w.instead, coded, escapes))
 
 
-def join_heads(
-    coded: U8, rest: U8, head: Head, joined: int, sign_mode: int, base: int, positions: U32, keys: U16, out: U16
-) -> None:
-    """Fill `out`, shape (n,), with heads: the inverse of `split_head`; byte 0 is key 0, byte c > 0 is key base + c.
-
-    Needs: rests below their width; positions below n.
-    """
+def put_keys(heads: U16, head: Head, joined: int, positions: U32, keys: U16) -> None:
+    """Give the heads at `positions` other keys. Needs: positions below heads.size."""
     low = head.mantissa - joined
-    _join(coded, rest, low, base, 0x8000 if sign_mode == 2 else 0, out)
-    if positions.size:
-        keep = np.uint16(0x8000 | ((1 << low) - 1))
-        out[positions] = out[positions] & keep | keys << np.uint16(low)
+    keep = np.uint16(0x8000 | ((1 << low) - 1))
+    heads[positions] = heads[positions] & keep | keys << np.uint16(low)
 
 
 def join_words(heads: U16, tails: list[U8], out: Words) -> None:
@@ -137,19 +191,88 @@ def join_words(heads: U16, tails: list[U8], out: Words) -> None:
 
 @kernel
 @no_type_check
-def _count(words: Words, shift: int, mask: int, counts: U32) -> None:
-    """Four tables, so that runs of equal values do not wait for the same counter. Needs: counts (4, mask + 1)."""
+def _start(run: int, every: int) -> int:
+    """Where in the `every` runs of 64 from element 64 * every * run on the sample lies: anywhere, for rows repeat."""
+    return 64 * (every * run + ((run * 2654435761) >> 13) % every)
+
+
+@kernel
+@no_type_check
+def _count(words: Words, shift: int, mask: int, every: int, counts: U32, total: I64) -> None:
+    """Four tables, so that runs of equal values do not wait for the same counter.
+
+    Needs: counts (4, mask + 1), zero; total (mask + 1,).
+    """
     s = np.uint64(shift)
     m = np.uint64(mask)
     n = words.size
-    whole = n // 4 * 4
-    for i in range(0, whole, 4):
-        counts[0, (np.uint64(words[i]) >> s) & m] += np.uint32(1)
-        counts[1, (np.uint64(words[i + 1]) >> s) & m] += np.uint32(1)
-        counts[2, (np.uint64(words[i + 2]) >> s) & m] += np.uint32(1)
-        counts[3, (np.uint64(words[i + 3]) >> s) & m] += np.uint32(1)
-    for i in range(whole, n):
-        counts[0, (np.uint64(words[i]) >> s) & m] += np.uint32(1)
+    taken = np.int64(0)
+    for run in range((n + 64 * every - 1) // (64 * every)):
+        begin = min(_start(run, every), max(0, n - 64)) if every > 1 else 64 * run
+        end = min(n, begin + 64)
+        taken += end - begin
+        whole = begin + (end - begin) // 4 * 4
+        for i in range(begin, whole, 4):
+            counts[0, (np.uint64(words[i]) >> s) & m] += np.uint32(1)
+            counts[1, (np.uint64(words[i + 1]) >> s) & m] += np.uint32(1)
+            counts[2, (np.uint64(words[i + 2]) >> s) & m] += np.uint32(1)
+            counts[3, (np.uint64(words[i + 3]) >> s) & m] += np.uint32(1)
+        for i in range(whole, end):
+            counts[0, (np.uint64(words[i]) >> s) & m] += np.uint32(1)
+    for k in range(mask + 1):
+        c = np.int64(counts[0, k]) + np.int64(counts[1, k]) + np.int64(counts[2, k]) + np.int64(counts[3, k])
+        total[k] = c * every
+
+
+@kernel
+@no_type_check
+def _count_rests(words: Words, shift: int, low: int, signed: bool, every: int, counts: I64) -> None:
+    """Needs: counts (256,), zero; low < 8."""
+    s = np.uint64(shift)
+    up = np.uint64(shift + 15 - low)
+    sign = np.uint64(1 << low) if signed else np.uint64(0)
+    mask = np.uint64((1 << low) - 1)
+    n = words.size
+    for run in range((n + 64 * every - 1) // (64 * every)):
+        begin = min(_start(run, every), max(0, n - 64)) if every > 1 else 64 * run
+        for i in range(begin, min(n, begin + 64)):
+            x = np.uint64(words[i])
+            counts[((x >> up) & sign) | ((x >> s) & mask)] += every
+
+
+@kernel
+@no_type_check
+def _signs(words: Words, shift: int) -> int:
+    """Stops as soon as both signs were seen."""
+    s = np.uint64(shift)
+    some = np.uint64(0)
+    every = np.uint64(1)
+    for begin in range(0, words.size, 1024):
+        at = np.uint64(begin)
+        for k in range(min(1024, words.size - begin)):
+            x = np.uint64(words[at + np.uint64(k)])
+            some |= x >> s
+            every &= x >> s
+        if some and not every:
+            return 0
+    return 2 if every else 1
+
+
+@kernel
+@no_type_check
+def _same(words: Words, shift: int, mask: int) -> int:
+    """Return 1 when all keys are the first one. Needs: words.size > 0."""
+    s = np.uint64(shift)
+    m = np.uint64(mask)
+    first = np.uint64(words[0])
+    for begin in range(0, words.size, 1024):
+        at = np.uint64(begin)
+        differ = np.uint64(0)
+        for k in range(min(1024, words.size - begin)):
+            differ |= np.uint64(words[at + np.uint64(k)]) ^ first
+        if (differ >> s) & m:
+            return 0
+    return 1
 
 
 @kernel
@@ -179,7 +302,7 @@ def _code(
     coded: U8,
     escapes: U32,
 ) -> int:
-    """Return the number of escapes. Needs: coded.size == escapes.size == words.size <= 2**17.
+    """Return the number of escapes. Needs: coded.size == escapes.size == words.size <= 2**18.
 
     Blocks without an escape, nearly all, are done by vectors alone.
     """
@@ -208,7 +331,7 @@ def _code(
                 i = at + np.uint64(k)
                 key = np.uint32(np.uint64(words[i]) >> s) & m
                 if np.uint32(key - first) > span and (not zero or key > np.uint32(0)):
-                    escapes[found] = np.uint32((np.uint64(key) << np.uint64(17)) | i)
+                    escapes[found] = np.uint32((np.uint64(key) << np.uint64(18)) | i)
                     found += 1
     return found
 
@@ -226,21 +349,12 @@ def _rest(words: Words, shift: int, low: int, signed: bool, rest: U8) -> None:
         rest[i] = np.uint8(((x >> up) & sign) | ((x >> s) & mask))
 
 
-@kernel
-@no_type_check
-def _join(coded: U8, rest: U8, low: int, base: int, sign: int, out: U16) -> None:
-    """Needs: rest.size and coded.size == out.size. (Sum and mask instead of a table of keys: 53 -> 15 microseconds.)"""
-    up = np.uint16(15 - low)
-    shift = np.uint16(low)
-    bit = np.uint16(1 << low)
-    mask = np.uint16((1 << low) - 1)
-    add = np.uint16(base)
-    constant = np.uint16(sign)
-    for i in range(out.size):
-        r = np.uint16(rest[i])
-        c = np.uint16(coded[i])
-        key = np.uint16(c + add) if c else np.uint16(0)
-        out[i] = np.uint16((key << shift) | ((r & bit) << up) | (r & mask) | constant)
+def join(coded: U8, rest: U8, low: int, base: int, sign: int, out: U16) -> None:
+    """Fill `out` with heads, the inverse of `split_head`: byte 0 is key 0, byte c > 0 is key base + c.
+
+    All of shape (n,). `low`: mantissa bits in the rest. `sign`: 0x8000 when it is constant and set, else 0.
+    """
+    _join(coded, rest, np.array((base, low, sign), np.uint16), out)
 
 
 @kernel
@@ -260,3 +374,216 @@ def _join64(heads: U16, b5: U8, b4: U8, b3: U8, b2: U8, b1: U8, b0: U8, out: Wor
         middle = np.uint64(b4[i]) << np.uint64(32) | np.uint64(b3[i]) << np.uint64(24)
         low = np.uint64(b2[i]) << np.uint64(16) | np.uint64(b1[i]) << np.uint64(8) | np.uint64(b0[i])
         out[i] = high | middle | low
+
+
+# ---- Vectors that LLVM lowers for any CPU: numba's own loops over bytes and words of 16 bits come out scalar or with
+# half of the lanes (2^17 heads split and packed: 70 microseconds, so 13).
+
+_I8, _I16, _I64 = (ir.IntType(n) for n in (8, 16, 64))
+_BYTES, _HEADS = ir.VectorType(_I8, 32), ir.VectorType(_I16, 32)
+
+
+def _splat(kind: ir.VectorType, value: int) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+@no_type_check
+def _fill(builder, value, kind):
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    none = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), none)
+
+
+def pack_rows(builder: Any, symbols: list[Any], width: int) -> list[Any]:
+    """Emit the rows of a cell from its symbols, a vector of bytes each (FORMAT.md, section 7.1)."""
+    _, b = rows.cell(width)
+    packed = list(symbols[:b])
+    for symbol, row, down, up, bits in rows.moves(width).tolist():
+        part = builder.lshr(symbols[b + symbol], _splat(_BYTES, down)) if down else symbols[b + symbol]
+        if up + bits < 8:
+            part = builder.and_(part, _splat(_BYTES, (1 << bits) - 1))
+        packed[row] = builder.or_(packed[row], builder.shl(part, _splat(_BYTES, up)))
+    return packed
+
+
+def _cell_split(width: int) -> Callable[..., Any]:
+    """Make the intrinsic that splits the elements of a cell whose rests have `width` bits."""
+
+    @intrinsic
+    @no_type_check
+    def cell(typingctx, words, at, fields, coded, packed, to):
+        """Split elements at … into coded[at …] and packed[to …]; return whether any escapes.
+
+        fields: low, key mask, first, span, add, instead, byte of key 0, whether key 0 has one. Needs: a cell of
+        elements and coded bytes, b rows of packed ones.
+        """
+
+        def codegen(context, builder, signature, args):
+            def data(i):
+                return context.make_array(signature.args[i])(context, builder, args[i]).data
+
+            words, fields, coded, packed = (data(i) for i in (0, 2, 3, 4))
+            at, to = args[1], args[5]
+            scalar = [builder.load(builder.gep(fields, [ir.Constant(_I64, k)])) for k in range(8)]
+            low, keys, first, span, add, instead, null, has_null = (_fill(builder, v, _HEADS) for v in scalar)
+            one, zero = _splat(_HEADS, 1), _splat(_HEADS, 0)
+            bit = builder.shl(one, low)
+            mask = builder.sub(bit, one)
+            up = builder.sub(_splat(_HEADS, 15), low)
+            signed = _splat(_HEADS, 1 << (width - 1))
+            symbols, escaped = [], zero
+            g, _ = rows.cell(width)
+            element = ir.VectorType(words.type.pointee, 32)
+            for j in range(g):
+                here = builder.add(at, ir.Constant(_I64, 32 * j))
+                x = builder.load(builder.bitcast(builder.gep(words, [here]), element.as_pointer()), align=1)
+                if element.element.width > 16:
+                    x = builder.trunc(builder.lshr(x, _splat(element, element.element.width - 16)), _HEADS)
+                key = builder.and_(builder.lshr(x, low), keys)
+                d = builder.sub(key, first)
+                inside = builder.icmp_unsigned("<=", d, span)
+                is_null = builder.icmp_unsigned("==", key, zero)
+                code = builder.select(inside, builder.add(d, add), builder.select(is_null, null, instead))
+                out = builder.bitcast(builder.gep(coded, [here]), _BYTES.as_pointer())
+                builder.store(builder.trunc(code, _BYTES), out, align=1)
+                fine = builder.select(inside, one, builder.select(is_null, has_null, zero))
+                escaped = builder.or_(escaped, builder.xor(fine, one))
+                # A signless rest has no bit above the mantissa's: width == low, and the mask takes the sign away.
+                rest = builder.or_(builder.and_(builder.lshr(x, up), bit), builder.and_(x, mask))
+                symbols.append(builder.trunc(builder.and_(rest, builder.or_(signed, mask)), _BYTES))
+            for k, row in enumerate(pack_rows(builder, symbols, width)):
+                here = builder.gep(packed, [builder.add(to, ir.Constant(_I64, 32 * k))])
+                builder.store(row, builder.bitcast(here, _BYTES.as_pointer()), align=1)
+            folded = builder.bitcast(escaped, ir.IntType(512))
+            return builder.zext(builder.icmp_unsigned("!=", folded, ir.Constant(ir.IntType(512), 0)), _I64)
+
+        return types.int64(words, types.int64, fields, coded, packed, types.int64), codegen
+
+    return cell  # type: ignore[no-any-return]
+
+
+_cell_split_4 = _cell_split(4)
+_cell_split_5 = _cell_split(5)
+_cell_split_6 = _cell_split(6)
+_cell_split_7 = _cell_split(7)
+_cell_split_8 = _cell_split(8)
+
+
+@intrinsic
+@no_type_check
+def _row_join(typingctx, coded, rest, at, fields, out):
+    """Join 32 heads from coded[at …] and rest[at …] into out[at …]; fields: base, low, sign. Needs: 32 of each there."""
+
+    def codegen(context, builder, signature, args):
+        def data(i):
+            return context.make_array(signature.args[i])(context, builder, args[i]).data
+
+        coded, rest, fields, out = (data(i) for i in (0, 1, 3, 4))
+        at = args[2]
+        base, low, sign = (
+            _fill(builder, builder.load(builder.gep(fields, [ir.Constant(_I64, k)])), _HEADS) for k in range(3)
+        )
+        bit = builder.shl(_splat(_HEADS, 1), low)
+        mask = builder.sub(bit, _splat(_HEADS, 1))
+        up = builder.sub(_splat(_HEADS, 15), low)
+
+        def wide(array):
+            part = builder.load(builder.bitcast(builder.gep(array, [at]), _BYTES.as_pointer()), align=1)
+            return builder.zext(part, _HEADS)
+
+        c, r, null = wide(coded), wide(rest), _splat(_HEADS, 0)
+        key = builder.select(builder.icmp_unsigned("==", c, null), null, builder.add(c, base))
+        head = builder.or_(builder.shl(key, low), builder.shl(builder.and_(r, bit), up))
+        head = builder.or_(head, builder.or_(builder.and_(r, mask), sign))
+        builder.store(head, builder.bitcast(builder.gep(out, [at]), _HEADS.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(coded, rest, types.int64, fields, out), codegen
+
+
+@kernel
+@no_type_check
+def _join(coded: U8, rest: U8, fields: U16, out: U16) -> None:
+    """Needs: coded.size and rest.size >= out.size; fields: base, low, sign."""
+    whole = out.size // 32 * 32
+    for i in range(0, whole, 32):
+        _row_join(coded, rest, i, fields, out)
+    low = fields[1]
+    bit = np.uint16(1) << low
+    for i in range(whole, out.size):
+        c = np.uint16(coded[i])
+        r = np.uint16(rest[i])
+        key = np.uint16(c + fields[0]) if c else np.uint16(0)
+        top = np.uint16((r & bit) << np.uint16(15 - low))
+        out[i] = np.uint16((key << low) | top | (r & np.uint16(bit - np.uint16(1))) | fields[2])
+
+
+@kernel
+@no_type_check
+def _collect(words: Words, begin: int, end: int, fields: U16, escapes: U32, found: int) -> int:
+    """Append the escapes of elements begin … end - 1; return the new number. Needs: room for them."""
+    s = np.uint64(8 * words.itemsize - 16 + np.int64(fields[0]))
+    for i in range(begin, end):
+        key = np.uint16(np.uint64(words[i]) >> s) & fields[1]
+        if np.uint16(key - fields[2]) > fields[3] and (key > 0 or fields[7] == 0):
+            escapes[found] = np.uint32((np.uint32(key) << np.uint32(18)) | np.uint32(i))
+            found += 1
+    return found
+
+
+@kernel
+@no_type_check
+def _split_4(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
+    """Split elements 0 … whole - 1; return the number of escapes. Needs: whole cells of 64; room for all outputs."""
+    found = 0
+    for c in range(whole // 64):
+        if _cell_split_4(words, c * 64, fields, coded, packed, c * 32):
+            found = _collect(words, c * 64, c * 64 + 64, fields, escapes, found)
+    return found
+
+
+@kernel
+@no_type_check
+def _split_5(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
+    """Split elements 0 … whole - 1; return the number of escapes. Needs: whole cells of 256; room for all outputs."""
+    found = 0
+    for c in range(whole // 256):
+        if _cell_split_5(words, c * 256, fields, coded, packed, c * 160):
+            found = _collect(words, c * 256, c * 256 + 256, fields, escapes, found)
+    return found
+
+
+@kernel
+@no_type_check
+def _split_6(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
+    """Split elements 0 … whole - 1; return the number of escapes. Needs: whole cells of 128; room for all outputs."""
+    found = 0
+    for c in range(whole // 128):
+        if _cell_split_6(words, c * 128, fields, coded, packed, c * 96):
+            found = _collect(words, c * 128, c * 128 + 128, fields, escapes, found)
+    return found
+
+
+@kernel
+@no_type_check
+def _split_7(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
+    """Split elements 0 … whole - 1; return the number of escapes. Needs: whole cells of 256; room for all outputs."""
+    found = 0
+    for c in range(whole // 256):
+        if _cell_split_7(words, c * 256, fields, coded, packed, c * 224):
+            found = _collect(words, c * 256, c * 256 + 256, fields, escapes, found)
+    return found
+
+
+@kernel
+@no_type_check
+def _split_8(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
+    """Split elements 0 … whole - 1; return the number of escapes. Needs: whole cells of 32; room for all outputs."""
+    found = 0
+    for c in range(whole // 32):
+        if _cell_split_8(words, c * 32, fields, coded, packed, c * 32):
+            found = _collect(words, c * 32, c * 32 + 32, fields, escapes, found)
+    return found
+
+
+_SPLIT = {4: _split_4, 5: _split_5, 6: _split_6, 7: _split_7, 8: _split_8}

@@ -1,78 +1,158 @@
 """Codec 4: static rANS with 32 interleaved states (FORMAT.md, section 7.6).
 
 Source: J. Duda, "Asymmetric numeral systems", arXiv:1311.2540; interleaving and 16-bit renormalisation after F. Giesen,
-"Interleaved entropy coders", arXiv:1402.3392. Position p belongs to state p mod 32, so a warp, or a vector unit,
-decodes 32 symbols a step, and the renormalisation words of a step lie in lane order.
+"Interleaved entropy coders", arXiv:1402.3392. Position p belongs to state p mod 32, so a warp, or a vector unit, decodes
+32 symbols a step, and the renormalisation words of a step lie in lane order. Here: tables, and the proof that a stream
+ends as it should; whole rows are coded by rans_avx512.py, rans_avx2.py or rans_portable.py.
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import no_type_check
 
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from tzip.coders.arrays import I64, U8, U16, U32, U64
+from tzip.coders import rans_avx2, rans_avx512, rans_portable
+from tzip.coders.arrays import I64, U8, U16, U32, U64, Words
 from tzip.coders.errors import CorruptError, TruncatedError
-from tzip.coders.jit import AVX512, kernel, tier
-from tzip.coders.tables import read_range, write_range
+from tzip.coders.jit import AVX2, AVX512, kernel, tier
+from tzip.coders.planes import join
+from tzip.coders.scratch import borrow
+from tzip.coders.tables import read_range, segment_size, write_range
 
 LANES = 32
 PROB_BITS = 12
 TOTAL = 1 << PROB_BITS
 LOW = 1 << 15  # states rest in [LOW, LOW << 16)
-OK, OUT_OF_WORDS, LEFTOVER = 0, 1, 2
+_NO_REST: U8 = np.empty(0, np.uint8)
+_NO_SLOTS: U32 = np.zeros(0, np.uint32)
+NARROW = 128  # tables over at most so many bytes decode fastest
+MANY = 64  # rows; fewer are not worth loading one more kernel
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class RansTable:
     """Frequencies, shape (256,), that add up to 4096; 0 where a byte does not occur."""
 
     freq: I64
 
     def write(self) -> bytes:
-        """Return the table as the format stores it, of even length."""
+        """Return the table as the format stores it, of even length: sparse where that is shorter."""
         lo, hi, entries = write_range(self.freq)
+        dense, sparse = _stored_size(lo, hi), _sparse_size(lo, hi, self.order.size)
+        head = bytes((lo, hi))
+        if sparse < dense:
+            head = bytes((hi, lo)) + np.packbits(entries > 0, bitorder="little").tobytes()
+            entries = entries[entries > 0]
         pairs = np.append(entries, 0) if entries.size % 2 else entries
         three = pairs[::2] | (pairs[1::2] << PROB_BITS)
         packed = np.stack((three & 255, (three >> 8) & 255, three >> 16), axis=1).astype(np.uint8).tobytes()
-        body = bytes((lo, hi)) + packed[: (12 * entries.size + 7) // 8]
+        body = head + packed[: (12 * entries.size + 7) // 8]
         return body + bytes(len(body) % 2)
+
+    @cached_property
+    def lowest(self) -> int:
+        """The smallest byte with a frequency."""
+        return int(np.flatnonzero(self.freq)[0])
+
+    @cached_property
+    def highest(self) -> int:
+        """The largest byte with a frequency."""
+        return int(np.flatnonzero(self.freq)[-1])
 
     @property
     def size(self) -> int:
         """Bytes of the stored table."""
-        used = np.flatnonzero(self.freq)
-        return _stored_size(int(used[0]), int(used[-1]))
+        return min(_stored_size(self.lowest, self.highest), _sparse_size(self.lowest, self.highest, self.order.size))
 
     @classmethod
     def read(cls, payload: U8) -> "tuple[RansTable, int]":
         """Return the table that `payload` starts with and its size in bytes; raises Corrupt- or TruncatedError."""
+        if payload.size >= 2 and payload[0] > payload[1]:
+            return cls._read_sparse(payload)
         lo, hi = read_range(payload)
         size = _stored_size(lo, hi)
         if payload.size < size:
             raise TruncatedError("rans: payload ends within the table")
-        count = hi - lo + 1
-        exact = (12 * count + 7) // 8
-        packed = np.zeros(-(-exact // 3) * 3, np.int64)
-        packed[:exact] = payload[2 : 2 + exact]
-        three = packed[::3] | (packed[1::3] << 8) | (packed[2::3] << 16)
-        entries = np.stack((three & (TOTAL - 1), three >> PROB_BITS), axis=1).ravel()
         freq = np.zeros(256, np.int64)
-        freq[lo : hi + 1] = entries[:count]
-        padding = entries[count:].any() or payload[2 + exact : size].any()
-        if int(freq.sum()) != TOTAL or not (freq[lo] and freq[hi]) or padding:
-            raise CorruptError(f"rans: frequencies of bytes {lo} … {hi} add up to {int(freq.sum())}, or rubbish follows")
+        if not _read_entries(payload, 2, lo, hi - lo + 1, size, freq) or not (freq[lo] and freq[hi]):
+            raise CorruptError(f"rans: frequencies of bytes {lo} … {hi} do not add up to {TOTAL}, or rubbish follows")
         return cls(freq), size
 
+    @classmethod
+    def _read_sparse(cls, payload: U8) -> "tuple[RansTable, int]":
+        hi, lo = int(payload[0]), int(payload[1])
+        at = 2 + (hi - lo + 8) // 8
+        if payload.size < at:
+            raise TruncatedError("rans: payload ends within the table")
+        bits = np.unpackbits(payload[2:at], bitorder="little")
+        present = np.flatnonzero(bits)
+        size = _sparse_size(lo, hi, present.size)
+        if not (bits[0] and bits[hi - lo]) or bits[hi - lo + 1 :].any():
+            raise CorruptError(f"rans: a table that does not list its bytes {lo} and {hi}")
+        if payload.size < size:
+            raise TruncatedError("rans: payload ends within the table")
+        entries, freq = np.zeros(256, np.int64), np.zeros(256, np.int64)
+        if not _read_entries(payload, at, 0, present.size, size, entries) or not entries[: present.size].all():
+            raise CorruptError(f"rans: frequencies of {present.size} bytes do not add up to {TOTAL}, or rubbish follows")
+        freq[lo + present] = entries[: present.size]
+        return cls(freq), size
+
+    @cached_property
+    def order(self) -> I64:
+        """The bytes with a frequency, by descending frequency, then ascending."""
+        order = np.argsort(-self.freq, kind="stable")
+        return order[: np.count_nonzero(self.freq)]
+
+    @cached_property
     def slots(self) -> U32:
-        """Return frequency << 20 | (slot - start) << 8 | byte for each of the 4096 slots."""
+        """Frequency << 20 | rank << 8 | byte for each of the 4096 slots."""
         slots = np.empty(TOTAL, np.uint32)
-        _fill_slots(self.freq, slots)
+        _fill_slots(self.freq, self.order, slots)
         return slots
+
+    @cached_property
+    def vectors(self) -> U8:
+        """What the AVX-512 decoder looks up, see rans_avx512.py; of size 0 when the table does not suit it.
+
+        They serve at most 128 bytes of which those rarer than 16 have at most 256 slots.
+        """
+        sizes = self.freq[self.order]
+        if sizes.size > NARROW or int(sizes[sizes < 16].sum()) > 256:
+            return np.empty(0, np.uint8)
+        vectors = np.zeros(3 * 256 + 5 * NARROW, np.uint8)
+        _fill_vectors(sizes, self.order, vectors)
+        return vectors
+
+    @cached_property
+    def encoders(self) -> U8:
+        """What the AVX-512 encoder looks up, K bytes each: frequency (low, high), start (low, high); the lowest byte."""
+        count = NARROW if self.highest - self.lowest < NARROW else 256
+        encoders = np.zeros(4 * count + 1, np.uint8)
+        _fill_encoders(self.freq, self.order, self.lowest, encoders)
+        return encoders
+
+    @cached_property
+    def divisors(self) -> U64:
+        """What the AVX2 encoder looks up by byte, see rans_avx2.py."""
+        divisors = np.zeros(256, np.uint64)
+        rans_avx2.fill_divisors(self.freq, self.order, divisors)
+        return divisors
+
+    @cached_property
+    def wide_divisors(self) -> U64:
+        """What the portable encoder looks up by byte, see rans_portable.py."""
+        divisors = np.zeros(512, np.uint64)
+        rans_portable.fill_divisors(self.freq, self.order, divisors)
+        return divisors
+
+
+def _sparse_size(lo: int, hi: int, count: int) -> int:
+    size = 2 + (hi - lo + 8) // 8 + (12 * count + 7) // 8
+    return size + size % 2
 
 
 def _stored_size(lo: int, hi: int) -> int:
@@ -104,70 +184,240 @@ def cost(counts: I64, freq: I64) -> int:
     return int(_cost(counts, freq, log2_table())) + 65535 >> 16
 
 
-def encode(symbols: U8, table: RansTable, shared: bool, log_segment: int, escapes: U32) -> bytes:
-    """Return the payload of `symbols`, shape (n,), n >= 1, all of which have a frequency in `table`."""
-    n, segment = symbols.size, 1 << log_segment
-    segments = -(-n // segment)
+def encode(symbols: U8, table: RansTable, shared: bool, segments: int, escapes: U32) -> list[bytes]:
+    """Return the payload of `symbols`, shape (n,), n >= 1, all of which have a frequency in `table`, in pieces."""
+    n, segment = symbols.size, segment_size(symbols.size, segments)
     padded = symbols
     if n % LANES:
-        padded = np.full(-(-n // LANES) * LANES, int(table.freq.argmax()), np.uint8)
+        padded = borrow("padded", -(-n // LANES) * LANES)
         padded[:n] = symbols
-    counts = np.zeros(segments, np.uint32)
+        padded[n:] = table.order[0]
+    # Words go downwards from the end of each segment's own room: a row may write 32 in vain below its own, and 32 more.
+    order = np.arange(1, segments + 1)
+    last = 2 * order * (segment + 64)
+    first = last.copy()
+    words = borrow("words", segments * (segment + 64), np.uint16)
+    top = np.minimum(order * segment, padded.size)
+    left = (top - (order - 1) * segment) // LANES
     states = np.full(segments * LANES, LOW, np.uint32)
-    words = np.empty(padded.size + LANES, np.uint16)
-    freq = table.freq.astype(np.uint64)
-    start = np.cumsum(freq, dtype=np.uint64) - freq
     if tier() == AVX512:
-        entries = (freq | start << np.uint64(PROB_BITS)).astype(np.uint32)
-        spare = np.empty(min(segment, padded.size) + LANES, np.uint16)
-        total = _encode_avx512(padded, segment, entries, words, spare, counts, states)
+        work = rans_avx512.encode_narrow if table.encoders.size == 4 * NARROW + 1 else rans_avx512.encode_wide
+        lanes, lane = np.empty(4 * LANES, np.uint32), np.empty(12, np.int64)
+        work(padded, table.encoders, words, left, first, top, states, lanes, lane)
+    elif tier() == AVX2:
+        gathering, lanes, lane = rans_avx2.gatherings(), np.empty(2 * LANES, np.uint32), np.empty(6, np.int64)
+        rans_avx2.encode(padded, table.divisors, gathering, words, left, first, top, states, lanes, lane)
     else:
-        reciprocal = np.uint64(1 << 43) // np.maximum(freq, np.uint64(1)) + np.uint64(1)
-        lanes = np.empty((2, LANES), np.uint64)
-        total = _encode(padded, segment, freq, start, reciprocal, words, counts, states, lanes[0], lanes[1])
-    return b"".join(
-        (
-            escapes.tobytes(),
-            counts.tobytes(),
-            states.tobytes(),
-            b"" if shared else table.write(),
-            memoryview(words[words.size - total :]).cast("B"),
-        )
-    )
+        rans_portable.encode(padded, table.wide_divisors, words, left, first, top, states)
+    stored = memoryview(words).cast("B")
+    return [
+        escapes.tobytes(),
+        ((last - first) // 2).astype(np.uint32).tobytes(),
+        states.tobytes(),
+        b"" if shared else table.write(),
+        *(bytes(stored[a:b]) for a, b in zip(first.tolist(), last.tolist(), strict=True)),
+    ]
 
 
-def decode_into(
-    buffer: U8, start: int, stop: int, escapes: int, log_segment: int, shared: RansTable | None, out: U8
-) -> RansTable:
-    """Fill `out`, shape (n,), from the payload buffer[start:stop]; return the table used.
+@dataclass(eq=False, slots=True)
+class Stream:
+    """A block of n symbols that is being decoded, segment by segment.
 
-    `escapes` is the number of escapes at the start of the payload, which this skips. Raises CorruptError or
-    TruncatedError; `out` is then unspecified.
+    Shape (segments,): the whole rows of 32 `left`, the byte `at` which the next word stands and `end` where the words end,
+    the next `symbol`. Shape (32 segments,): states.
     """
-    n, segment = out.size, 1 << log_segment
-    segments = -(-n // segment)
-    at = start + 4 * escapes
-    head = at + 4 * segments * (1 + LANES)
-    if head > stop:
+
+    table: RansTable
+    n: int
+    segment: int
+    states: U32
+    left: I64
+    at: I64
+    end: I64
+    symbol: I64
+
+
+def open_stream(
+    buffer: U8, start: int, stop: int, escapes: int, segments: int, shared: RansTable | None, n: int
+) -> Stream:
+    """Open the block of n symbols whose payload is buffer[start:stop] and begins with `escapes` escapes.
+
+    Raises CorruptError or TruncatedError. Needs: segments as tables.segment_size proves them.
+    """
+    segment = segment_size(n, segments)
+    counts = start + 4 * escapes
+    words = counts + 4 * segments * (1 + LANES)
+    if words > stop:
         raise TruncatedError("rans: payload ends within the states")
-    heads = np.frombuffer(buffer[at:head].tobytes(), "<u4")
-    counts, states = heads[:segments].astype(np.int64), heads[segments:].copy()
     table = shared
     if table is None:
-        table, size = RansTable.read(buffer[head:stop])
-        head += size
-    if head + 2 * int(counts.sum()) != stop:
-        raise CorruptError(f"rans: {int(counts.sum())} words in {stop - head} bytes")
-    if int(states.min()) < LOW or int(states.max()) >= LOW << 16:
+        table, size = RansTable.read(buffer[words:stop])
+        words += size
+    states = np.empty(segments * LANES, np.uint32)
+    fields = np.empty((4, segments), np.int64)
+    status = _open(buffer, counts, words, stop, n, segment, states, fields)
+    if status == 1:
+        raise CorruptError(f"rans: the counts of words do not fit the {stop - words} bytes")
+    if status == 2:
         raise CorruptError("rans: a first state is out of range")
-    words = np.frombuffer(buffer[head:stop].tobytes(), "<u2")
-    decode = _decode_avx512 if tier() == AVX512 else _decode
-    status = decode(words, counts, states, table.slots(), segment, out, np.empty(LANES, np.uint8))
-    if status == OUT_OF_WORDS:
-        raise CorruptError("rans: words end before the last symbol")
-    if status == LEFTOVER:
-        raise CorruptError("rans: words or states left over after the last symbol")
-    return table
+    return Stream(table, n, segment, states, *fields)
+
+
+def decode_bytes(buffer: U8, stream: Stream, out: U8) -> None:
+    """Fill `out`, shape (n,), with the symbols of a stream, which is used up.
+
+    Raises CorruptError; `out` is then unspecified.
+    """
+    _vectors(buffer, stream, _NO_REST, (0, 0, 0), out)
+    _finish(buffer, stream, out)
+
+
+def decode_heads(
+    buffer: U8, stream: Stream, rest: U8, low: int, base: int, sign: int, coded: U8, out: U16
+) -> None:
+    """Decode keys and merge them with their rests, shape (n,), to heads; see planes.join. `coded` is scratch memory.
+
+    Escapes are left to the caller. Raises CorruptError; `out` is then unspecified.
+    """
+    _vectors(buffer, stream, rest, (base, low, sign), out)
+    begins = stream.symbol.tolist()
+    _finish(buffer, stream, coded)
+    for g, begin in enumerate(begins):
+        end = min(stream.n, (g + 1) * stream.segment)
+        if begin < end:
+            join(coded[begin:end], rest[begin:end], low, base, sign, out[begin:end])
+
+
+def _vectors(buffer: U8, stream: Stream, rest: U8, fields: tuple[int, int, int], out: U8 | U16) -> None:
+    """Decode whole rows by vectors, where the CPU has them."""
+    s, values = stream, np.array(fields)
+    if tier() == AVX512:
+        suits = s.table.vectors.size > 0
+        rows = rans_avx512.decode_narrow if suits else rans_avx512.decode_any
+        tables: Words = s.table.vectors if suits else s.table.slots
+        lanes, lane = np.empty(4 * LANES, np.uint32), np.empty(12, np.int64)
+        rows(buffer, tables, s.left, s.at, s.symbol, s.states, rest, values, out, lanes, lane)
+    elif tier() == AVX2:
+        spread, lanes, lane = rans_avx2.spreads(), np.empty(2 * LANES, np.uint32), np.empty(6, np.int64)
+        slots = s.table.slots
+        rans_avx2.decode(buffer, slots, spread, s.left, s.at, s.symbol, s.states, rest, values, out, lanes, lane)
+
+
+def _finish(buffer: U8, stream: Stream, out: U8) -> None:
+    """Decode what is left, and prove that every segment ends as it should."""
+    s = stream
+    left = int(s.left.sum())
+    if left >= MANY:  # no vectors; or a segment near the end of the buffer has stopped its neighbours
+        rans_portable.decode(buffer, s.table.slots, s.left, s.at, s.symbol, s.states, out)
+    slots = s.table.slots if left or s.symbol[-1] < s.n else _NO_SLOTS
+    bad = _decode(buffer, s.at, s.end, s.symbol, s.states, slots, s.segment, s.n, out)
+    if bad:
+        raise CorruptError(f"rans: segment {bad - 1} does not end where its words do")
+
+
+@intrinsic
+@no_type_check
+def _load16(typingctx, array, offset):
+    """Two bytes of a uint8 array at any byte offset, as uint16; no bounds check."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        word = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(16).as_pointer())
+        return builder.load(word, align=1)
+
+    return types.uint16(array, types.int64), codegen
+
+
+@intrinsic
+@no_type_check
+def _load32(typingctx, array, offset):
+    """Four bytes of a uint8 array at any byte offset, as uint32; no bounds check."""
+
+    def codegen(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        word = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(32).as_pointer())
+        return builder.load(word, align=1)
+
+    return types.uint32(array, types.int64), codegen
+
+
+@kernel
+@no_type_check
+def _read_entries(payload: U8, start: int, lo: int, count: int, size: int, freq: I64) -> int:
+    """Read `count` entries from byte `start` on into freq[lo …]; return 1 when they add up and nothing else follows.
+
+    Needs: start + 3/2 count <= size <= payload.size; lo + count <= 256.
+    """
+    total = 0
+    for i in range(count):
+        at = start + (12 * i >> 3)
+        f = ((np.int64(payload[at]) | (np.int64(payload[at + 1]) << 8)) >> (12 * i & 7)) & 4095
+        freq[lo + i] = f
+        total += f
+    rubbish = 0
+    if count & 1:
+        rubbish = np.int64(payload[start + (12 * count >> 3)]) >> 4
+    for at in range(start + (12 * count + 7 >> 3), size):
+        rubbish |= np.int64(payload[at])
+    return 1 if total == 4096 and rubbish == 0 else 0
+
+
+@kernel
+@no_type_check
+def _fill_slots(freq: I64, order: I64, slots: U32) -> None:
+    """Needs: slots (4096,); the frequencies of the bytes in `order` add up to 4096."""
+    at = 0
+    for i in range(order.size):
+        byte = order[i]
+        for rank in range(freq[byte]):
+            slots[at] = np.uint32((freq[byte] << 20) | (rank << 8) | byte)
+            at += 1
+
+
+@kernel
+@no_type_check
+def _fill_vectors(sizes: I64, order: I64, vectors: U8) -> None:
+    """Fill the tables of the AVX-512 decoder.
+
+    By bucket of 16 slots, 256 bytes each: the place in `order` of the byte of its first slot, and how many of its slots
+    come before the next byte. By each of the last 256 slots: the place of its byte. By place, 128 bytes each: frequency
+    (low, high), start (low, high), the byte.
+    Needs: sizes descending, those of the bytes in `order`, adding up to 4096, those below 16 to 256 or less; at most 128 of
+    them; vectors (1408,), zero.
+    """
+    at = 0
+    for i in range(order.size):
+        f = sizes[i]
+        # Slots of this byte: at … at + f - 1.
+        for k in range((at + 15) // 16, (at + f + 15) // 16):
+            vectors[k] = np.uint8(i)
+            vectors[256 + k] = np.uint8(min(16, at + f - 16 * k))
+        for slot in range(max(at, 3840), at + f):
+            vectors[512 + slot - 3840] = np.uint8(i)
+        base = 768 + i
+        vectors[base] = np.uint8(f & 255)
+        vectors[base + 128] = np.uint8(f >> 8)
+        vectors[base + 256] = np.uint8(at & 255)
+        vectors[base + 384] = np.uint8(at >> 8)
+        vectors[base + 512] = np.uint8(order[i])
+        at += f
+
+
+@kernel
+@no_type_check
+def _fill_encoders(freq: I64, order: I64, lo: int, encoders: U8) -> None:
+    """Needs: encoders (4 K + 1,), zero; K > byte - lo for all bytes in `order`."""
+    count = encoders.size // 4
+    start = 0
+    for i in range(order.size):
+        f = freq[order[i]]
+        j = order[i] - lo
+        encoders[j] = np.uint8(f & 255)
+        encoders[count + j] = np.uint8(f >> 8)
+        encoders[2 * count + j] = np.uint8(start & 255)
+        encoders[3 * count + j] = np.uint8(start >> 8)
+        start += f
+    encoders[4 * count] = np.uint8(lo)
 
 
 @kernel
@@ -186,17 +436,6 @@ def _fill_log2(table: I64) -> None:
             y >>= np.uint64(bit)
             result = result * 2 + bit
         table[i] = result
-
-
-@kernel
-@no_type_check
-def _fill_slots(freq: I64, slots: U32) -> None:
-    """Needs: the sum of freq is slots.size, 4096."""
-    at = 0
-    for byte in range(256):
-        for bias in range(freq[byte]):
-            slots[at] = np.uint32((freq[byte] << 20) | (bias << 8) | byte)
-            at += 1
 
 
 @kernel
@@ -243,368 +482,73 @@ def _cost(counts: I64, freq: I64, log2: I64) -> int:
 
 @kernel
 @no_type_check
-def _encode_rows(
-    symbols: U8, begin: int, end: int, freq: U64, start: U64, reciprocal: U64, words: U16, at: int, x: U64, f: U64
-) -> int:
-    """Encode symbols begin … end - 1, last row first, downwards from words[at - 1]; return the new `at`.
+def _open(buffer: U8, counts: int, words: int, stop: int, n: int, segment: int, states: U32, fields: I64) -> int:
+    """Read counts and states from byte `counts` on; return 0, 1 (counts do not fit words … stop) or 2 (a bad state).
 
-    Needs: begin and end multiples of 32; at > end - begin (a symbol emits at most one word, and one more is written in
-    vain); x.size == f.size == 32; reciprocal[c] = 2**43 // freq[c] + 1, which gives the exact quotient for x < 2**31 (the
-    excess x / 2**43 is below 1 / freq). Three loops over the lanes, so that those without the word pointer can use
-    vectors: 209 -> 540 million symbols a second.
+    Needs: 132 bytes a segment behind `counts`; states (32 segments,); fields (4, segments): left, at, end, symbol.
     """
-    at = np.uint64(at)
-    for i in range(end - 32, begin - 1, -32):
-        for lane in range(32):
-            f[lane] = freq[np.uint64(symbols[i + lane])]
-        for lane in range(31, -1, -1):
-            v = x[lane]
-            more = v >= f[lane] << np.uint64(19)
-            words[at - np.uint64(1)] = np.uint16(v)
-            at -= np.uint64(more)
-            x[lane] = v >> np.uint64(16) if more else v
-        for lane in range(32):
-            s = np.uint64(symbols[i + lane])
-            v = x[lane]
-            q = (v * reciprocal[s]) >> np.uint64(43)
-            x[lane] = (q << np.uint64(12)) + v - q * f[lane] + start[s]
-    return np.int64(at)
+    segments = fields.shape[1]
+    free = (stop - words) // 2
+    for g in range(segments):
+        count = np.int64(_load32(buffer, counts + 4 * g))
+        fields[0, g] = min(n - g * segment, segment) // 32
+        fields[1, g] = words
+        words += 2 * count
+        fields[2, g] = words
+        fields[3, g] = g * segment
+        free -= count
+        if free < 0:
+            return 1
+    if words != stop:
+        return 1
+    first = counts + 4 * segments
+    bad = np.uint32(0)
+    for i in range(states.size):
+        x = np.uint32(_load32(buffer, first + 4 * i))
+        states[i] = x
+        bad |= np.uint32(np.uint32(x - np.uint32(32768)) >= np.uint32(0x7FFF8000))
+    return 2 if bad else 0
 
 
 @kernel
 @no_type_check
-def _encode(
-    symbols: U8,
-    segment: int,
-    freq: U64,
-    start: U64,
-    reciprocal: U64,
-    words: U16,
-    counts: U32,
-    states: U32,
-    x: U64,
-    f: U64,
-) -> int:
-    """Encode last segment first; return the number of words, which end at the end of `words`.
+def _decode_rows(buffer: U8, at: int, stop: int, x: U32, first: int, slots: U32, begin: int, end: int, out: U8) -> int:
+    """Decode symbols begin … end - 1 with the states x[first …] and words from byte `at`; return the new `at`, or -1.
 
-    Needs: symbols.size and segment multiples of 32; words.size > symbols.size; what `_encode_rows` needs of the rest.
+    Needs: stop <= buffer.size; slots.size == 4096; end <= out.size.
     """
-    at = words.size
-    for g in range(counts.size - 1, -1, -1):
-        for lane in range(32):
-            x[lane] = np.uint64(32768)
-        end = at
-        last = min(symbols.size, (g + 1) * segment)
-        at = _encode_rows(symbols, g * segment, last, freq, start, reciprocal, words, at, x, f)
-        counts[g] = np.uint32(end - at)
-        for lane in range(32):
-            states[g * 32 + lane] = np.uint32(x[lane])
-    return words.size - at
-
-
-@kernel
-@no_type_check
-def _decode_rows(
-    words: U16, at: int, x: U32, first: int, slots: U32, begin: int, end: int, out: U8, last: U8
-) -> int:
-    """Decode symbols begin … end - 1 with the states x[first …], reading from words[at]; return the new `at`, or -1.
-
-    Needs: slots.size == 4096; last.size == 32; end <= out.size. The first loop over the lanes has no order and can use
-    vectors; the second hands out the words, without a branch while a whole row is left.
-    """
-    at = np.uint64(at)
-    size = np.uint64(words.size)
     low = np.uint32(4095)
-    whole = begin + (end - begin) // 32 * 32
     for i in range(begin, end, 32):
-        if i < whole:
-            for lane in range(32):
-                v = x[first + lane]
-                e = slots[np.uint64(v & low)]
+        for lane in range(32):
+            v = x[first + lane]
+            e = slots[np.uint64(v & low)]
+            if i + lane < end:
                 out[i + lane] = np.uint8(e)
-                x[first + lane] = np.uint32(np.uint32(e >> np.uint32(20)) * np.uint32(v >> np.uint32(12))) + np.uint32(
-                    (e >> np.uint32(8)) & low
-                )
-        else:
-            for lane in range(32):
-                v = x[first + lane]
-                e = slots[np.uint64(v & low)]
-                last[lane] = np.uint8(e)
-                x[first + lane] = np.uint32(np.uint32(e >> np.uint32(20)) * np.uint32(v >> np.uint32(12))) + np.uint32(
-                    (e >> np.uint32(8)) & low
-                )
-            for lane in range(end - i):
-                out[i + lane] = last[lane]
-        if at + np.uint64(32) <= size:
-            for lane in range(first, first + 32):
-                v = x[lane]
-                more = v < np.uint32(32768)
-                wide = np.uint32(np.uint32(v << np.uint32(16)) | np.uint32(words[at]))
-                x[lane] = wide if more else v
-                at += np.uint64(more)
-        else:
-            for lane in range(first, first + 32):
-                if x[lane] < np.uint32(32768):
-                    if at >= size:
-                        return -1
-                    x[lane] = np.uint32(np.uint32(x[lane] << np.uint32(16)) | np.uint32(words[at]))
-                    at += np.uint64(1)
-    return np.int64(at)
+            scaled = np.uint32(np.uint32(e >> np.uint32(20)) * np.uint32(v >> np.uint32(12)))
+            v = np.uint32(scaled + np.uint32((e >> np.uint32(8)) & low))
+            if v < np.uint32(32768):
+                if at + 2 > stop:
+                    return -1
+                v = np.uint32(np.uint32(v << np.uint32(16)) | np.uint32(_load16(buffer, at)))
+                at += 2
+            x[first + lane] = v
+    return at
 
 
 @kernel
 @no_type_check
-def _decode(words: U16, counts: I64, x: U32, slots: U32, segment: int, out: U8, last: U8) -> int:
-    """Return OK, OUT_OF_WORDS or LEFTOVER; `x` holds the states of all segments and is used up.
+def _decode(buffer: U8, at: I64, end: I64, symbol: I64, x: U32, slots: U32, segment: int, n: int, out: U8) -> int:
+    """Decode what is left of all segments; return 0, or 1 + the number of the first that does not end as it should.
 
-    Needs: x.size == 32 * counts.size; segment a multiple of 32; what `_decode_rows` needs of the rest.
+    Needs: at >= 0, end <= buffer.size; x (32 at.size,); segment a multiple of 32; n <= out.size; what `_decode_rows` needs.
     """
-    at = np.int64(0)
-    for g in range(counts.size):
-        stop = at + counts[g]
-        at = _decode_rows(words, at, x, 32 * g, slots, g * segment, min(out.size, (g + 1) * segment), out, last)
-        if at < 0:
-            return 1
-        if at != stop:
-            return 2
-    for i in range(x.size):
-        if x[i] != np.uint32(32768):
-            return 2
+    for g in range(at.size):
+        stop = min(n, (g + 1) * segment)
+        if symbol[g] < stop:
+            at[g] = _decode_rows(buffer, at[g], end[g], x, 32 * g, slots, symbol[g], stop, out)
+        if at[g] != end[g]:
+            return g + 1
+        for lane in range(32 * g, 32 * g + 32):
+            if x[lane] != np.uint32(32768):
+                return g + 1
     return 0
-
-
-# ---- AVX-512 (F, BW, VBMI2): a row of 32 lanes is two registers. Emitting these operations for a CPU without them ends
-# the process, so `TIER` is decided by the features that numba compiles for before any of this is compiled.
-
-_I16, _I32 = ir.IntType(16), ir.IntType(32)
-_LANES_1, _LANES_8, _LANES_16 = (ir.VectorType(ir.IntType(n), 32) for n in (1, 8, 16))
-_HALF_1, _HALF_32 = ir.VectorType(ir.IntType(1), 16), ir.VectorType(_I32, 16)
-
-
-def _splat(kind: ir.VectorType, value: int) -> ir.Constant:
-    return ir.Constant(kind, [value] * kind.count)
-
-
-@no_type_check
-def _pointer(context, builder, signature, args, array, index, kind):
-    """Address of element `index` of argument `array`, as a pointer to `kind`."""
-    data = context.make_array(signature.args[array])(context, builder, args[array]).data
-    return builder.bitcast(builder.gep(data, [index]), kind.as_pointer())
-
-
-@no_type_check
-def _call(builder, name, result, *args):
-    function_type = ir.FunctionType(result, [a.type for a in args])
-    function = cgutils.get_or_insert_function(builder.module, function_type, name)
-    return builder.call(function, args)
-
-
-@no_type_check
-def _gather(builder, base, index):
-    """Sixteen 32-bit words base[index]."""
-    base = builder.bitcast(base, ir.IntType(8).as_pointer())
-    none = ir.Constant(_HALF_32, ir.Undefined)
-    every, four = _splat(_HALF_1, 1), ir.Constant(_I32, 4)
-    return _call(builder, "llvm.x86.avx512.mask.gather.dpi.512", _HALF_32, none, base, index, every, four)
-
-
-@no_type_check
-def _half(builder, vector, high):
-    lanes = ir.Constant(ir.VectorType(_I32, 16), list(range(16 * high, 16 * high + 16)))
-    return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), lanes)
-
-
-@no_type_check
-def _both(builder, low, high):
-    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(_I32, 32), list(range(32))))
-
-
-@no_type_check
-def _popcount(builder, mask):
-    count = _call(builder, "llvm.ctpop.i32", _I32, builder.bitcast(mask, _I32))
-    return builder.zext(count, ir.IntType(64))
-
-
-@intrinsic
-@no_type_check
-def _row_decode(typingctx, words, at, x, first, slots, out, i):
-    """Decode one row with the states x[first …], reading from words[at], into out[i …]; return the words read.
-
-    Needs: 32 words behind words[at]; 32 states, 4096 slots, 32 bytes behind out[i].
-    """
-
-    def codegen(context, builder, signature, args):
-        _, at, _, first, _, _, i = args
-        states = _pointer(context, builder, signature, args, 2, first, _HALF_32)
-        slots = _pointer(context, builder, signature, args, 4, ir.Constant(ir.IntType(64), 0), _I32)
-        entries, values, low = [], [], []
-        for half in (0, 1):
-            v = builder.load(builder.gep(states, [ir.Constant(_I32, half)]), align=4)
-            e = _gather(builder, slots, builder.and_(v, _splat(_HALF_32, 4095)))
-            bias = builder.and_(builder.lshr(e, _splat(_HALF_32, 8)), _splat(_HALF_32, 4095))
-            scaled = builder.mul(builder.lshr(e, _splat(_HALF_32, 20)), builder.lshr(v, _splat(_HALF_32, 12)))
-            y = builder.add(scaled, bias)
-            entries.append(e)
-            values.append(y)
-            low.append(builder.icmp_unsigned("<", y, _splat(_HALF_32, 32768)))
-        mask = _both(builder, *low)
-        more = builder.load(_pointer(context, builder, signature, args, 0, at, _LANES_16), align=2)
-        spread = _call(builder, "llvm.x86.avx512.mask.expand.v32i16", _LANES_16, more, _splat(_LANES_16, 0), mask)
-        for half in (0, 1):
-            word = builder.zext(_half(builder, spread, half), _HALF_32)
-            wide = builder.or_(builder.shl(values[half], _splat(_HALF_32, 16)), word)
-            new = builder.select(low[half], wide, values[half])
-            builder.store(new, builder.gep(states, [ir.Constant(_I32, half)]), align=4)
-        symbols = builder.trunc(_both(builder, *entries), _LANES_8)
-        builder.store(symbols, _pointer(context, builder, signature, args, 5, i, _LANES_8), align=1)
-        return _popcount(builder, mask)
-
-    return types.int64(words, types.int64, x, types.int64, slots, out, types.int64), codegen
-
-
-@intrinsic
-@no_type_check
-def _row_encode(typingctx, symbols, i, x, first, entries, words, at):
-    """Encode the row symbols[i …] into the states x[first …], words downwards from words[at - 1]; return their number.
-
-    Needs: entries[c] = freq | start << 12 with freq > 0 for each symbol; at >= 32 (32 words below `at` are written).
-    """
-
-    def codegen(context, builder, signature, args):
-        _, i, _, first, _, _, at = args
-        states = _pointer(context, builder, signature, args, 2, first, _HALF_32)
-        table = _pointer(context, builder, signature, args, 4, ir.Constant(ir.IntType(64), 0), _I32)
-        row = builder.load(_pointer(context, builder, signature, args, 0, i, _LANES_8), align=1)
-        floats = ir.VectorType(ir.FloatType(), 16)
-        old, entry, freq, full = [], [], [], []
-        for half in (0, 1):
-            v = builder.load(builder.gep(states, [ir.Constant(_I32, half)]), align=4)
-            e = _gather(builder, table, builder.zext(_half(builder, row, half), _HALF_32))
-            f = builder.and_(e, _splat(_HALF_32, 4095))
-            old.append(v)
-            entry.append(e)
-            freq.append(f)
-            full.append(builder.icmp_unsigned(">=", v, builder.shl(f, _splat(_HALF_32, 19))))
-        mask = _both(builder, *full)
-        count = _popcount(builder, mask)
-        words16 = builder.trunc(_both(builder, *old), _LANES_16)
-        packed = _call(builder, "llvm.x86.avx512.mask.compress.v32i16", _LANES_16, words16, _splat(_LANES_16, 0), mask)
-        # The words come first; turn them to the end of the register, which is stored just below `at`.
-        turn = builder.insert_element(
-            ir.Constant(_LANES_16, ir.Undefined), builder.trunc(count, _I16), ir.Constant(_I32, 0)
-        )
-        turn = builder.shuffle_vector(turn, ir.Constant(_LANES_16, ir.Undefined), _splat(ir.VectorType(_I32, 32), 0))
-        turn = builder.add(turn, ir.Constant(_LANES_16, list(range(32))))
-        packed = _call(builder, "llvm.x86.avx512.permvar.hi.512", _LANES_16, packed, turn)
-        below = builder.sub(at, ir.Constant(ir.IntType(64), 32))
-        builder.store(packed, _pointer(context, builder, signature, args, 5, below, _LANES_16), align=2)
-        for half in (0, 1):
-            f = freq[half]
-            v = builder.select(full[half], builder.lshr(old[half], _splat(_HALF_32, 16)), old[half])
-            # v < 2**31 and v / f < 2**19, so the rounded float quotient is off by one at most.
-            quotient = builder.fdiv(builder.sitofp(v, floats), builder.sitofp(f, floats))
-            q = builder.fptosi(quotient, _HALF_32)
-            r = builder.sub(v, builder.mul(q, f))
-            negative = builder.icmp_signed("<", r, _splat(_HALF_32, 0))
-            q = builder.select(negative, builder.sub(q, _splat(_HALF_32, 1)), q)
-            r = builder.select(negative, builder.add(r, f), r)
-            over = builder.icmp_signed(">=", r, f)
-            q = builder.select(over, builder.add(q, _splat(_HALF_32, 1)), q)
-            r = builder.select(over, builder.sub(r, f), r)
-            new = builder.add(builder.shl(q, _splat(_HALF_32, 12)), r)
-            new = builder.add(new, builder.lshr(entry[half], _splat(_HALF_32, 12)))
-            builder.store(new, builder.gep(states, [ir.Constant(_I32, half)]), align=4)
-        return count
-
-    return types.int64(symbols, types.int64, x, types.int64, entries, words, types.int64), codegen
-
-
-@kernel
-@no_type_check
-def _decode_avx512(words: U16, counts: I64, x: U32, slots: U32, segment: int, out: U8, last: U8) -> int:
-    """Do what `_decode` does, two segments at a time: one waits for its words while the other looks up its symbols."""
-    n = out.size
-    a = np.int64(0)
-    for g in range(0, counts.size, 2):
-        both = g + 1 < counts.size
-        b = a + counts[g]
-        a_stop = b
-        b_stop = b + counts[g + 1] if both else b
-        i = np.int64(g * segment)
-        j = i + segment if both else i
-        a_end = min(n, i + segment)
-        b_end = min(n, j + segment)
-        if both:
-            while j + 32 <= b_end and a + 32 <= words.size and b + 32 <= words.size:
-                a += _row_decode(words, a, x, 32 * g, slots, out, i)
-                b += _row_decode(words, b, x, 32 * g + 32, slots, out, j)
-                i += 32
-                j += 32
-        while i + 32 <= a_end and a + 32 <= words.size:
-            a += _row_decode(words, a, x, 32 * g, slots, out, i)
-            i += 32
-        a = _decode_rows(words, a, x, 32 * g, slots, i, a_end, out, last)
-        if a < 0:
-            return 1
-        if a != a_stop:
-            return 2
-        if both:
-            b = _decode_rows(words, b, x, 32 * g + 32, slots, j, b_end, out, last)
-            if b < 0:
-                return 1
-            if b != b_stop:
-                return 2
-        a = b_stop
-    for k in range(x.size):
-        if x[k] != np.uint32(32768):
-            return 2
-    return 0
-
-
-@kernel
-@no_type_check
-def _encode_avx512(
-    symbols: U8, segment: int, entries: U32, words: U16, spare: U16, counts: U32, states: U32
-) -> int:
-    """Do what `_encode` does, two segments at a time; return the number of words, which end at the end of `words`.
-
-    Needs: symbols.size and segment multiples of 32; words.size >= symbols.size + 32; spare.size >= segment + 32;
-    states all 2**15.
-    """
-    n = symbols.size
-    at = np.int64(words.size)
-    g = counts.size - 1
-    while g >= 0:
-        i = np.int64(g * segment)
-        end = min(n, i + segment)
-        a = at
-        if g % 2:
-            # Words of the lower segment come before those of the upper one, whose number is not known yet.
-            j = i - segment
-            b = np.int64(spare.size)
-            k = end
-            low = j + segment
-            while k > i:
-                k -= 32
-                a -= _row_encode(symbols, k, states, 32 * g, entries, words, a)
-                low -= 32
-                b -= _row_encode(symbols, low, states, 32 * g - 32, entries, spare, b)
-            while low > j:
-                low -= 32
-                b -= _row_encode(symbols, low, states, 32 * g - 32, entries, spare, b)
-            counts[g] = np.uint32(at - a)
-            held = spare.size - b
-            counts[g - 1] = np.uint32(held)
-            at = a - held
-            for k in range(held):
-                words[at + k] = spare[b + k]
-            g -= 2
-        else:
-            k = end
-            while k > i:
-                k -= 32
-                a -= _row_encode(symbols, k, states, 32 * g, entries, words, a)
-            counts[g] = np.uint32(at - a)
-            at = a
-            g -= 1
-    return words.size - at

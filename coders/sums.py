@@ -63,12 +63,59 @@ def _stripes(data: U8, first: int, count: int, keys: U64) -> np.uint64:
     return total
 
 
+class Sum:
+    """sum64 of a string that comes in parts, of which all but the last are whole stripes.
+
+    So a part is summed while it is in the cache.
+    """
+
+    def __init__(self) -> None:
+        self._total = 0
+        self._size = 0
+
+    def add(self, part: U8) -> None:
+        """Add the next bytes, a C-contiguous uint8 array; raises ValueError behind a part that was no whole stripes."""
+        if self._size % STRIPE:
+            raise ValueError("only the last part may end within a stripe")
+        first, whole = self._size // STRIPE, part.size // STRIPE
+        if whole:
+            self._total += int(_stripes(part, first, whole, KEYS))
+        if part.size % STRIPE:
+            last = np.zeros(STRIPE, np.uint8)
+            last[: part.size % STRIPE] = part[whole * STRIPE :]
+            self._total += int(_stripes(last, first + whole, 1, KEYS))
+        self._size += part.size
+
+    def value(self) -> int:
+        """Return the sum of all parts."""
+        return mix((self._total + self._size * _LENGTH) & _M)
+
+
 def sum64(data: U8) -> int:
     """Return the sum of `data`, a C-contiguous uint8 array of shape (n,)."""
-    whole = data.size // STRIPE
-    total = int(_stripes(data, 0, whole, KEYS)) if whole else 0
-    if data.size % STRIPE:
-        last = np.zeros(STRIPE, np.uint8)
-        last[: data.size % STRIPE] = data[whole * STRIPE :]
-        total += int(_stripes(last, whole, 1, KEYS))
-    return mix((total + data.size * _LENGTH) & _M)
+    whole = Sum()
+    whole.add(data)
+    return whole.value()
+
+
+def same_bytes(a: U8, b: U8) -> bool:
+    """Say whether two C-contiguous uint8 arrays of one size are equal. (numpy makes an array of 2 MB to say so of 2 MB.)"""
+    return a.size == b.size and bool(_same(a, b))
+
+
+@kernel
+@no_type_check
+def _same(a: U8, b: U8) -> int:
+    """Needs: a.size == b.size."""
+    whole = a.size // 4096
+    for s in range(whole):
+        differ = np.uint64(0)
+        for j in range(512):
+            at = 4096 * s + 8 * j
+            differ |= _load64(a, at) ^ _load64(b, at)
+        if differ:
+            return 0
+    for i in range(4096 * whole, a.size):
+        if a[i] != b[i]:
+            return 0
+    return 1

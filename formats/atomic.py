@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -92,6 +93,7 @@ class PartialFile:
         self.path = target.with_name(target.name + PARTIAL)
         self.force = force
         self.keep = keep
+        self._lock = threading.Lock()
         try:
             while True:
                 self.file = self._open_file()
@@ -151,6 +153,18 @@ class PartialFile:
     def write(self, data: Any) -> None:
         """Write all of a bytes-like object."""
         write_all(self.file, data)
+
+    def write_at(self, offset: int, data: Any) -> None:
+        """Write all of a bytes-like object at an offset; threads may do so at once."""
+        view = memoryview(data).cast("B")
+        if not hasattr(os, "pwrite"):
+            with self._lock:
+                self.file.seek(offset)
+                write_all(self.file, view)
+            return
+        while view:
+            taken = os.pwrite(self.file.fileno(), view, offset)
+            view, offset = view[taken:], offset + taken
 
     def publish(self, mode: int | None = None, mtime_ns: int | None = None) -> None:
         """Synchronise the file and give it its name; without `force` never over a file that stands there.

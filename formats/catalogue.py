@@ -269,7 +269,14 @@ class Catalogue:
                 raise CorruptError("a member's runs are not those that its extents use first")
             if self.inline and inline_at != len(self.inline):
                 raise CorruptError("the inline heap does not fit the inline extents")
-            self._check_live(run[x : x + count][~inline[x : x + count]])
+            # Runs of several chunks are decoded again at each use: nothing of them is held. A member record does not say
+            # how long runs of earlier members are, but an extent longer than any chunk tells.
+            held = ~inline[x : x + count] & (length[x : x + count] <= CHUNK_ELEMENTS * 8)
+            here = run[x : x + count]
+            if self.run_chunks.size:
+                own = here >= 0
+                held[own] &= (self.run_chunks[np.where(own, here, 0)] == 1)[own]
+            self._check_live(here[held])
             x += count
 
     @staticmethod

@@ -9,7 +9,7 @@ from tzip.coders.errors import CorruptError, NotAnArchiveError, TruncatedError, 
 from tzip.coders.mixing import mix
 
 VERSION = 0
-CHUNK_LOG, GROUP_LOG = 20, 17
+CHUNK_LOG, GROUP_LOG = 20, 18
 CHUNK_ELEMENTS, GROUP_ELEMENTS = 1 << CHUNK_LOG, 1 << GROUP_LOG
 MAX_RECORD = 1 << 25
 MAX_BODY = 1 << 28
@@ -24,6 +24,18 @@ MIN_RECORD = 48
 def align(x: int, a: int) -> int:
     """Return the smallest multiple of `a` that is at least `x`."""
     return -(-x // a) * a
+
+
+def group_size(elements: int, groups: int = 0) -> int:
+    """Return the elements of each group but the last of a chunk (section 5); `groups` 0: as few as there can be.
+
+    Raises CorruptError for a number of groups that so many elements cannot have.
+    """
+    fewest = max(1, -(-elements // GROUP_ELEMENTS))
+    size = align(-(-elements // (groups or fewest)), 4096)
+    if groups and (groups < fewest or (groups - 1) * size >= elements):
+        raise CorruptError(f"{elements} elements in {groups} groups")
+    return size
 
 
 def check8(data: bytes | memoryview) -> bytes:
@@ -238,7 +250,7 @@ class Block:
 
     codec: int
     joined: int = 0
-    log_segment: int = 0
+    segments: int = 0
     flags: int = 0
     stored: int = 0
     escapes: int = 0
@@ -260,7 +272,7 @@ class Block:
     def write(self) -> bytes:
         """Return the 16 bytes."""
         return self.FORM.pack(
-            self.codec, self.joined, self.log_segment, self.flags, self.stored, self.escapes, self.value, 0
+            self.codec, self.joined, self.segments, self.flags, self.stored, self.escapes, self.value, 0
         )
 
     @classmethod

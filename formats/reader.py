@@ -8,6 +8,7 @@ import numpy as np
 
 from tzip.coders.arrays import U8
 from tzip.coders.errors import CorruptError, TruncatedError, TzipError
+from tzip.coders.scratch import borrow
 from tzip.formats.catalogue import CLOSED, Catalogue, check_chunk_table
 from tzip.formats.layout import (
     ALIGN,
@@ -112,12 +113,12 @@ class ArchiveReader:
         return run
 
     def read_chunk(self, run: int, chunk: int, slack: int) -> tuple[U8, int]:
-        """Return the chunk record, its check bare, in a buffer with `slack` more bytes (zero), and its length.
+        """Return the chunk record, its check bare, in scratch memory with `slack` more bytes (zero), and its length.
 
         Raises CorruptError when its check is not the one that the index has.
         """
         offset, length = self.chunk_at(run, chunk)
-        buffer = np.empty(length + slack, np.uint8)
+        buffer = borrow("record", length + slack)
         buffer[length:] = 0
         if self.source.readinto_at(offset, memoryview(buffer)[:length]) != length:
             raise TruncatedError("a chunk record is cut off").at(path=self.source.name, offset=offset)

@@ -37,13 +37,13 @@ class ArchiveWriter:
         """Write the archive header."""
         self._append(0, header.write())
 
-    def record(self, kind: bytes, data: bytes) -> int:
+    def record(self, kind: bytes, data: bytes | memoryview) -> int:
         """Write a record with its bare check; return its offset."""
         start = record_start(self.position, kind, len(data))
-        self._append(start, b"".join((data[:8], check_at(data, start), memoryview(data)[16:])))
+        self._append(start, bytes(data[:8]) + check_at(data, start), memoryview(data)[16:])
         return start
 
-    def chunk(self, data: bytes, codecs: int) -> None:
+    def chunk(self, data: bytes | memoryview, codecs: int) -> None:
         """Write a chunk record and note it for the index."""
         offset = self.record(CHUNK, data)
         self.columns["c_offset"].append(offset)
@@ -73,18 +73,19 @@ class ArchiveWriter:
             n -= len(part)
         return b"".join(parts)
 
-    def _append(self, start: int, data: bytes) -> None:
-        whole = bytes(start - self.position) + data
+    def _append(self, start: int, data: bytes, more: bytes | memoryview = b"") -> None:
+        first = bytes(start - self.position) + data
         if self.resuming:
             self.out.seek(self.position)
-            if self._read(len(whole)) == whole:
-                self.position += len(whole)
+            if self._read(len(first)) == first and self._read(len(more)) == more:
+                self.position += len(first) + len(more)
                 return
             self.resuming = False
             self.out.seek(self.position)
             self.out.truncate()
-        write_all(self.out, whole)
-        self.position += len(whole)
+        write_all(self.out, first)
+        write_all(self.out, more)
+        self.position += len(first) + len(more)
 
     def finish(self) -> bytes:
         """Write index and footer; return the archive id."""

@@ -8,14 +8,15 @@ import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import gcd, prod
+from math import copysign, gcd, inf, isfinite, prod
 from pathlib import Path
 
 import zstandard
 
 MASK64 = 2**64 - 1
 CHUNK = 2**20
-GROUP = 2**17
+GROUP = 2**18
+SEGMENT = 2**17
 MAX_CHUNK_RECORD = 2**25
 MAX_BODY = 2**28
 HEADER_LENGTH = 64
@@ -23,6 +24,7 @@ FOOTER_LENGTH = 80
 HEADER_MAGIC = bytes.fromhex("89545A49500D0A1A")
 FOOTER_MAGIC = HEADER_MAGIC[::-1]
 RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
+PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS = range(1, 7)
 FILE, FOLDER, LINK, BARE = range(4)
 INLINE, FROM_RUN = range(2)
 FLAG_SHA, FLAG_CLOSED = 1, 2
@@ -186,18 +188,25 @@ class _Cursor:
         return [int.from_bytes(part[i : i + size], "little") for i in range(0, len(part), size)]
 
 
-def _read_table(cursor: _Cursor, codec: int) -> Table:
-    lo, hi = cursor.take(2)
-    require(lo < hi, "a table has lo < hi")
-    count = hi - lo + 1
-    bits, limit = (4, 11) if codec == HUFFMAN else (12, 4095)
+def _read_entries(cursor: _Cursor, before: int, count: int, bits: int, limit: int) -> list[int]:
+    """`count` entries of a table and the zero byte that makes its length, `before` bytes more, even (section 7.4)."""
     size = ceil_div(count * bits, 8)
     packed = int.from_bytes(cursor.take(size), "little")
-    require_zero(cursor.take(size % 2), "padding of a table")
+    require_zero(cursor.take((before + size) % 2), "padding of a table")
     values = [packed >> bits * i & 2**bits - 1 for i in range(count)]
     require(packed >> bits * count == 0, "the unused bits of a table's last entry are not zero")
-    require(values[0] != 0 and values[-1] != 0, "the first and last entry of a table are not 0")
     require(max(values) <= limit, "an entry of a table is too large")
+    return values
+
+
+def _read_table(cursor: _Cursor, codec: int) -> Table:
+    lo, hi = cursor.take(2)
+    if codec == RANS and lo > hi:
+        return _read_sparse_table(cursor, hi, lo)
+    require(lo < hi, "a table has lo < hi")
+    bits, limit = (4, 11) if codec == HUFFMAN else (12, 4095)
+    values = _read_entries(cursor, 2, hi - lo + 1, bits, limit)
+    require(values[0] != 0 and values[-1] != 0, "the first and last entry of a table are not 0")
     entries = {lo + i: value for i, value in enumerate(values) if value}
     if codec == HUFFMAN:
         require(sum(2 ** (11 - length) for length in entries.values()) == 2**11, "the Huffman code is not complete")
@@ -206,8 +215,25 @@ def _read_table(cursor: _Cursor, codec: int) -> Table:
     return Table(codec, entries)
 
 
-def _segments(n: int, log_segment: int) -> list[int]:
-    return [min(2**log_segment, n - start) for start in range(0, n, 2**log_segment)]
+def _read_sparse_table(cursor: _Cursor, lo: int, hi: int) -> Table:
+    """A rANS table with a map of the bytes that have entries (section 7.6)."""
+    size = ceil_div(hi - lo + 1, 8)
+    bits = int.from_bytes(cursor.take(size), "little")
+    require(bits >> hi - lo == 1, "the last byte of a sparse table has no entry, or one behind it has")
+    require(bits & 1 == 1, "the first byte of a sparse table has no entry")
+    places = [c for c in range(lo, hi + 1) if bits >> c - lo & 1]
+    values = _read_entries(cursor, 2 + size, len(places), 12, 4095)
+    require(0 not in values, "an entry of a sparse table is 0")
+    require(sum(values) == 4096, "the frequencies do not add up to 4096")
+    return Table(RANS, dict(zip(places, values, strict=True)))
+
+
+def _segments(n: int, segments: int) -> list[int]:
+    """The symbols of each of the segments of a block (section 7.5)."""
+    require(segments >= 1, "a block has a segment or more")
+    size = align(ceil_div(n, segments), 128)
+    require(size <= SEGMENT and (segments - 1) * size < n, "number of segments")
+    return [min(size, n - start) for start in range(0, n, size)]
 
 
 def huffman_codes(lengths: dict[int, int]) -> dict[int, tuple[int, int]]:
@@ -240,11 +266,11 @@ def _huffman_stream(stream: bytes, count: int, lookup: list[tuple[int, int]]) ->
 
 
 def huffman_decode(
-    payload: bytes, n: int, log_segment: int, escapes: int, shared: Table | None
+    payload: bytes, n: int, count: int, escapes: int, shared: Table | None
 ) -> tuple[list[int], list[int], Table]:
-    """The bytes of a Huffman block, its escapes as stored, and its table (section 7.5)."""
+    """The bytes of a Huffman block of `count` segments, its escapes as stored, and its table (section 7.5)."""
     cursor = _Cursor(payload)
-    segments = _segments(n, log_segment)
+    segments = _segments(n, count)
     escape_words = cursor.integers(escapes, 4)
     stream_lengths = cursor.integers(32 * len(segments), 2)
     table = shared or _read_table(cursor, HUFFMAN)
@@ -267,26 +293,28 @@ def huffman_decode(
     return out, escape_words, table
 
 
+def rans_slots(frequencies: dict[int, int]) -> list[tuple[int, int, int]]:
+    """The byte of each of the 4096 slots, the byte's frequency and the slot's rank in it (section 7.6)."""
+    order = sorted(frequencies, key=lambda byte: (-frequencies[byte], byte))
+    return [(byte, frequencies[byte], rank) for byte in order for rank in range(frequencies[byte])]
+
+
 def rans_decode(
-    payload: bytes, n: int, log_segment: int, escapes: int, shared: Table | None
+    payload: bytes, n: int, count: int, escapes: int, shared: Table | None
 ) -> tuple[list[int], list[int], Table]:
-    """The bytes of a rANS block, its escapes as stored, and its table (section 7.6)."""
+    """The bytes of a rANS block of `count` segments, its escapes as stored, and its table (section 7.6)."""
     cursor = _Cursor(payload)
-    segments = _segments(n, log_segment)
+    segments = _segments(n, count)
     escape_words = cursor.integers(escapes, 4)
     counts = cursor.integers(len(segments), 4)
     states = cursor.integers(32 * len(segments), 4)
     table = shared or _read_table(cursor, RANS)
-    for k, count in zip(segments, counts, strict=True):
-        require(count <= 32 * ceil_div(k, 32), "a rANS segment has more words than symbols")
+    for k, words_of in zip(segments, counts, strict=True):
+        require(words_of <= 32 * ceil_div(k, 32), "a rANS segment has more words than symbols")
     require(all(2**15 <= x < 2**31 for x in states), "a rANS state is out of range")
     require(cursor.position + 2 * sum(counts) == len(payload), "stored length of a rANS block")
 
-    slots: list[tuple[int, int, int]] = []
-    for byte, frequency in sorted(table.entries.items()):
-        start = len(slots)
-        slots += [(byte, frequency, slot - start) for slot in range(start, start + frequency)]
-
+    slots = rans_slots(table.entries)
     out: list[int] = []
     for s, k in enumerate(segments):
         words = cursor.integers(counts[s], 2)
@@ -296,9 +324,9 @@ def rans_decode(
         for _ in range(ceil_div(k, 32)):
             for lane in range(32):
                 state = x[lane]
-                byte, frequency, offset = slots[state & 4095]
+                byte, frequency, rank = slots[state & 4095]
                 symbols.append(byte)
-                state = frequency * (state >> 12) + offset
+                state = frequency * (state >> 12) + rank
                 if state < 2**15:
                     if used == len(words):
                         raise Corrupt("a rANS segment has too few words")
@@ -346,7 +374,7 @@ class ChunkHead:
     elements: int
     split: int
     width: int
-    planes: int
+    transform: int
     inputs: int
     decoded_sum: int
 
@@ -357,7 +385,7 @@ class Block:
 
     codec: int
     joined: int
-    log_segment: int
+    segments: int
     flags: int
     stored: int
     escapes: int
@@ -388,17 +416,19 @@ def read_chunk_head(record: bytes) -> ChunkHead:
     return head
 
 
-def read_blocks(record: bytes, head: ChunkHead) -> list[Block]:
-    """The block entries, plane by plane (section 5)."""
-    if head.inputs:
-        raise Unsupported("a chunk that is a difference from other tensors")
-    if head.split not in SPLITS:
-        raise Unsupported(f"split {head.split}")
-    require(head.width in SPLITS[head.split].widths, "the split does not have this width")
-    require(head.planes == (1 if head.split == 0 else head.width), "number of planes")
-    count = head.planes * ceil_div(head.elements, GROUP)
-    require(48 + 16 * count <= len(record), "the block entries exceed the record")
-    blocks = [Block(*struct.unpack_from("<BBBBIIHH", record, 48 + 16 * i)) for i in range(count)]
+def group_sizes(elements: int, groups: int | None = None) -> list[int]:
+    """The elements of each group of a chunk (section 5), whose number a transform may give (section 6.3)."""
+    groups = ceil_div(elements, GROUP) if groups is None else groups
+    if groups == 0:
+        return []
+    size = align(ceil_div(elements, groups), 4096)
+    return [min(size, elements - start) for start in range(0, elements, size)]
+
+
+def read_blocks(record: bytes, at: int, count: int) -> list[Block]:
+    """The `count` block entries at `at` (section 5)."""
+    require(at + 16 * count <= len(record), "the block entries exceed the record")
+    blocks = [Block(*struct.unpack_from("<BBBBIIHH", record, at + 16 * i)) for i in range(count)]
     for block in blocks:
         if block.codec > RANS:
             raise Unsupported(f"codec {block.codec}")
@@ -418,7 +448,7 @@ def _check_block(block: Block, split: Split, plane: int, width: int, opaque: boo
     in_head = bool(split.exponent) and plane < 2
     coded = block.codec in (HUFFMAN, RANS)
     require(block.joined in (split.joined if in_head else (0,)), "joined bits")
-    require(12 <= block.log_segment <= 17 if coded else block.log_segment == 0, "log_segment")
+    require(coded or block.segments == 0, "segments where the codec has none")
     require(block.flags < 8, "flags of a block entry")
     require(coded or not block.shares_table, "a shared table where the codec has none")
     require(block.sign_mode != 3, "sign mode 3")
@@ -440,7 +470,7 @@ def _decode_block(block: Block, payload: bytes, n: int, width: int, shared: Tabl
     """Symbols and table of a block of codec 3 or 4 (sections 7.3 to 7.6)."""
     decode = huffman_decode if block.codec == HUFFMAN else rans_decode
     require(block.escapes <= n, "more escapes than symbols")
-    coded, escapes, table = decode(payload, n, block.log_segment, block.escapes, shared)
+    coded, escapes, table = decode(payload, n, block.segments, block.escapes, shared)
     largest = max(table.entries)
     if width <= 8:
         require(largest < 2**width, "a byte of the table exceeds the plane's width")
@@ -451,7 +481,7 @@ def _decode_block(block: Block, payload: bytes, n: int, width: int, shared: Tabl
         symbols = [block.value + c if c else 0 for c in coded]
     last = -1
     for word in escapes:
-        symbol, position = word >> 17, word & 2**17 - 1
+        symbol, position = word >> 18, word & 2**18 - 1
         require(last < position < n, "positions of the escapes")
         require(symbol < 2**width, "an escape exceeds the plane's width")
         symbols[position] = symbol
@@ -487,24 +517,201 @@ def _merge_head(key: list[int], rest: list[int], split: Split, joined: int, mode
     return heads
 
 
-def decode_chunk(record: bytes) -> bytes:
-    """The decoded element bytes of a chunk record, every rule of sections 5 to 8 enforced."""
-    head = read_chunk_head(record)
-    blocks = read_blocks(record, head)
-    split = SPLITS[head.split]
-    sizes = [min(GROUP, head.elements - start) for start in range(0, head.elements, GROUP)]
-    groups = len(sizes)
-    opaque = head.split == 0 and head.width > 1
+@dataclass(frozen=True)
+class Transform:
+    """The transform header of a chunk record but its block entries (section 6.3)."""
 
-    widths = [symbol_width(split, i // groups, block) for i, block in enumerate(blocks)]
-    for i, block in enumerate(blocks):
-        _check_block(block, split, i // groups, widths[i], opaque)
-    if split.exponent:
-        for group in range(groups):
-            require(blocks[group].joined == blocks[groups + group].joined, "joined bits of the planes differ")
+    m: int
+    inner_width: int
+    a: int
+    reserved: int
+    size_a: int
+    size_b: int
+    b: int
+    c: int
+    v: int
 
+
+# The parameters and strings that each transform names (section 6.3).
+_NAMED = {
+    PALETTE: ("a", "size_a"),
+    GRID: ("a", "b", "c", "size_a", "size_b"),
+    SPARSE: ("v", "size_a"),
+    DIFFERENCE: ("b", "v"),
+    OFFSET: ("v",),
+    ROWS: ("a", "b", "c", "size_a"),
+}
+_INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
+# Bytes of a value by the low four bits of a grid's `a`, and by the high four bits.
+_GRID_WIDTHS = {0: 2, 1: 2, 2: 4}
+_SCALE_WIDTHS = {0: 4, 1: 2, 2: 2}
+
+
+def read_transform(record: bytes, head: ChunkHead) -> tuple[Transform, list[Block]]:
+    """The transform header and the block entries of A and B, proven as far as they alone allow (section 6.3)."""
+    require(len(record) >= 112, "the transform header exceeds the record")
+    header = Transform(*struct.unpack_from("<IBBHIIIIQ", record, 48))
+    _check_transform(head, header)
+    blocks: list[Block] = []
+    for at, size in ((80, header.size_a), (96, header.size_b)):
+        if size == 0:
+            require_zero(record[at : at + 16], "the entry of an empty block")
+        blocks += read_blocks(record, at, 1)
+        require(blocks[-1].flags == 0, "flags of a transform's block")
+        _check_block(blocks[-1], SPLITS[1], 0, 8, opaque=False)
+    return header, blocks
+
+
+def _check_transform(head: ChunkHead, header: Transform) -> None:
+    kind, n, width = head.transform, head.elements, head.width
+    require(header.m <= CHUNK, "number of inner elements")
+    require(header.inner_width in (1, 2, 4, 8), "width of an inner element")
+    require(header.reserved == 0, "reserved field of a transform header")
+    require(header.size_a <= GROUP and header.size_b <= GROUP, "bytes of a transform's block")
+    for name in ("a", "b", "c", "v", "size_a", "size_b"):
+        require(name in _NAMED[kind] or getattr(header, name) == 0, f"{name} where the transform has none")
+    require(header.v < 2 ** (8 * width), "the transform's value exceeds an element")
+    require(header.m <= n and header.m * header.inner_width <= n * width, "the inner elements exceed the chunk")
+
+    if kind == PALETTE:
+        require(header.a in (1, 2, 4, 8), "bits of a palette's index")
+        require(header.size_a % width == 0 and 1 <= header.size_a // width <= 2**header.a, "bytes of a palette")
+        require((header.m, header.inner_width) == (ceil_div(n * header.a, 8), 1), "inner elements of a palette")
+    elif kind == GRID:
+        require(_GRID_WIDTHS.get(header.a & 15) == width, "elements of a grid")
+        require(header.a >> 4 in _SCALE_WIDTHS, "scales of a grid")
+        require(1 <= header.b <= CHUNK and 1 <= header.c <= header.b, "blocks of a grid")
+        blocks = 1 + len(range(header.c, n, header.b))
+        require(header.size_a == blocks * _SCALE_WIDTHS[header.a >> 4], "number of a grid's scales")
+        require(header.size_b % (4 + width) == 0, "bytes of a grid's exceptions")
+        require((header.m, header.inner_width) == (n, 1), "inner elements of a grid")
+    elif kind == SPARSE:
+        require(header.size_a == ceil_div(n, 8), "bytes of a mask")
+        require(header.m <= n and header.inner_width == width, "inner elements of a mask")
+    elif kind == DIFFERENCE:
+        require((header.m, header.inner_width) == (n, width), "inner elements of a difference")
+        require(1 <= header.b <= CHUNK, "distance of a difference")
+    elif kind == OFFSET:
+        require(header.m == n and header.inner_width < width, "inner elements of an offset")
+    else:
+        require((header.m, header.inner_width) == (n, width), "inner elements of rows")
+        require(1 <= header.b <= CHUNK and 1 <= header.c <= header.b, "lengths of rows")
+        require(header.size_a == 1 + len(range(header.c, n, header.b)), "number of rows")
+        require(1 <= header.a <= 32, "number of groups")
+        size = align(ceil_div(n, header.a), 4096)
+        require(size <= GROUP and (header.a - 1) * size < n, "number of groups")
+
+
+def _check_strings(head: ChunkHead, header: Transform, a: bytes, b: bytes) -> None:
+    """Prove what the decoded A and B of a transform say (section 6.3)."""
+    n = head.elements
+    if head.transform == GRID:
+        require(all(isfinite(scale) for scale in _grid_scales(header, a)), "a scale is not finite")
+        last = -1
+        for i, _ in _grid_exceptions(b, head.width):
+            require(last < i < n, "positions of a grid's exceptions")
+            last = i
+    elif head.transform == SPARSE:
+        mask = int.from_bytes(a, "little")
+        require(mask >> n == 0, "the unused bits of a mask are not zero")
+        require(mask.bit_count() == header.m, "number of a mask's set bits")
+
+
+def _restore(head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: bytes) -> bytes:
+    """The chunk's elements from its inner elements and the proven strings A and B (section 6.3)."""
+    n, width = head.elements, head.width
+    if head.transform == PALETTE:
+        return _restore_palette(header, n, width, a, inner)
+    if head.transform == GRID:
+        return _restore_grid(header, n, width, a, b, inner)
+    integers = struct.unpack(f"<{header.m}{_INTEGERS[header.inner_width]}", inner)
+    end = 2 ** (8 * width)
+    if head.transform == SPARSE:
+        in_order = iter(integers)
+        elements = [next(in_order) if a[i // 8] >> i % 8 & 1 else header.v for i in range(n)]
+    elif head.transform == ROWS:
+        starts = _grid_blocks(header, n)
+        elements = [0] * n
+        at = 0
+        for i in sorted(range(len(starts)), key=lambda i: a[i]):
+            start, end = starts[i]
+            elements[start:end] = integers[at : at + end - start]
+            at += end - start
+    elif head.transform == DIFFERENCE:
+        elements = []
+        for i, difference in enumerate(integers):
+            before = elements[i - header.b] if i >= header.b else header.v
+            elements.append((before + difference) % end)
+    else:
+        elements = [(header.v + integer) % end for integer in integers]
+    return struct.pack(f"<{n}{_INTEGERS[width]}", *elements)
+
+
+def _restore_palette(header: Transform, n: int, width: int, a: bytes, inner: bytes) -> bytes:
+    values = [a[i : i + width] for i in range(0, len(a), width)]
+    indices = [byte >> bit & 2**header.a - 1 for byte in inner for bit in range(0, 8, header.a)]
+    require(not any(indices[n:]), "the unused bits of a palette's last inner element are not zero")
+    require(max(indices[:n]) < len(values), "an index exceeds its palette")
+    return b"".join([values[index] for index in indices[:n]])
+
+
+def _grid_blocks(header: Transform, n: int) -> list[tuple[int, int]]:
+    """First element and end of each block of a grid, or row; the first one may be the last one, too."""
+    starts = [0, *range(header.c, n, header.b)]
+    return list(zip(starts, [*starts[1:], n], strict=True))
+
+
+def _grid_scales(header: Transform, a: bytes) -> list[float]:
+    kind = header.a >> 4
+    if kind == 2:
+        # A bfloat16 is the high half of a float32.
+        a = b"".join(b"\0\0" + a[i : i + 2] for i in range(0, len(a), 2))
+    code, size = ("e", 2) if kind == 1 else ("f", 4)
+    return list(struct.unpack(f"<{len(a) // size}{code}", a))
+
+
+def _grid_exceptions(b: bytes, width: int) -> list[tuple[int, bytes]]:
+    size = 4 + width
+    return [(int.from_bytes(b[at : at + 4], "little"), b[at + 4 : at + size]) for at in range(0, len(b), size)]
+
+
+def _round_float(code: str, x: float) -> bytes:
+    """The nearest value, ties to even, of a float type of `struct`; overflow gives infinity."""
+    try:
+        return struct.pack(code, x)
+    except OverflowError:
+        return struct.pack(code, copysign(inf, x))
+
+
+def _grid_element(kind: int, s: int, scale: float) -> bytes:
+    """What the rule of a grid gives for the inner element `s`."""
+    if s == 0:
+        return bytes((4 if kind == 2 else 2) - 1) + b"\x80"
+    # Python multiplies in binary64, where the product of two binary32 numbers is exact.
+    product = _round_float("<f", (s - 128) * scale)
+    if kind == 2:
+        return product
+    if kind == 1:
+        return _round_float("<e", struct.unpack("<f", product)[0])
+    bits = int.from_bytes(product, "little")
+    # A carry goes into the exponent, and from the largest one to infinity, which itself stays as it is.
+    return (bits + 0x7FFF + (bits >> 16 & 1) >> 16).to_bytes(2, "little")
+
+
+def _restore_grid(header: Transform, n: int, width: int, a: bytes, b: bytes, inner: bytes) -> bytes:
+    elements: list[bytes] = []
+    for (start, end), scale in zip(_grid_blocks(header, n), _grid_scales(header, a), strict=True):
+        part = inner[start:end]
+        element = {s: _grid_element(header.a & 15, s, scale) for s in set(part)}
+        elements += [element[s] for s in part]
+    for i, exception in _grid_exceptions(b, width):
+        elements[i] = exception
+    return b"".join(elements)
+
+
+def _payloads(record: bytes, end: int, blocks: Sequence[Block]) -> list[bytes]:
+    """The blocks' payloads, which start at `end` and fill the record (section 5)."""
     payloads: list[bytes] = []
-    end = 48 + 16 * len(blocks)
     for block in blocks:
         start = align(end, 128 if block.stored >= 16384 else 16)
         require(start + block.stored <= len(record), "a payload exceeds the record")
@@ -513,32 +720,87 @@ def decode_chunk(record: bytes) -> bytes:
         end = start + block.stored
     require(len(record) == align(end, 16), "length of a chunk record")
     require_zero(record[end:], "padding of a chunk record")
+    return payloads
 
+
+def decode_chunk(record: bytes) -> bytes:
+    """The decoded element bytes of a chunk record, every rule of sections 5 to 8 enforced."""
+    head = read_chunk_head(record)
+    if head.inputs:
+        raise Unsupported("a chunk that is a difference from other tensors")
+    if head.transform not in (0, *_NAMED):
+        raise Unsupported(f"transform {head.transform}")
+    if head.split not in SPLITS:
+        raise Unsupported(f"split {head.split}")
+    header: Transform | None = None
+    strings: list[Block] = []
+    elements, width, at = head.elements, head.width, 48
+    if head.transform:
+        header, strings = read_transform(record, head)
+        elements, width, at = header.m, header.inner_width, 112
+    split = SPLITS[head.split]
+    require(width in split.widths, "the split does not have this width")
+    planes = 1 if head.split == 0 else width
+    sizes = group_sizes(elements, header.a if header and head.transform == ROWS else None)
+    groups = len(sizes)
+    opaque = head.split == 0 and width > 1
+
+    blocks = read_blocks(record, at, planes * groups)
+    for i, block in enumerate(blocks):
+        _check_block(block, split, i // groups, symbol_width(split, i // groups, block), opaque)
+    if split.exponent:
+        for group in range(groups):
+            require(blocks[group].joined == blocks[groups + group].joined, "joined bits of the planes differ")
+    payloads = _payloads(record, at + 16 * len(blocks), [*strings, *blocks])
+
+    a = b = b""
+    if header:
+        a = _decode_string(strings[0], payloads[0], header.size_a)
+        b = _decode_string(strings[1], payloads[1], header.size_b)
+        _check_strings(head, header, a, b)
+    payloads = payloads[len(strings) :]
     if opaque:
-        parts = []
-        for block, payload, n in zip(blocks, payloads, sizes, strict=True):
-            if block.codec == ZSTANDARD:
-                payload = zstd_frame(payload, n * head.width)
-            require(len(payload) == n * head.width, "stored length of a raw block")
-            parts.append(payload)
-        decoded = b"".join(parts)
+        decoded = _decode_opaque(blocks, payloads, [n * width for n in sizes])
     else:
-        planes: list[list[list[int]]] = []
-        for plane in range(head.planes):
-            table: Table | None = None
-            planes.append([])
-            for group, n in enumerate(sizes):
-                i = plane * groups + group
-                symbols, table = _decode_symbols(blocks[i], payloads[i], n, widths[i], table)
-                planes[plane].append(symbols)
-        decoded = b"".join(
-            _merge_group([planes[p][group] for p in range(head.planes)], split, blocks[groups + group])
-            if split.exponent
-            else _merge_bytes([planes[p][group] for p in range(head.planes)])
-            for group in range(groups)
-        )
+        decoded = _decode_planes(blocks, payloads, sizes, split, planes)
+    if header:
+        decoded = _restore(head, header, a, b, decoded)
     require(sum64(decoded) == head.decoded_sum, "sum of the decoded bytes")
     return decoded
+
+
+def _decode_string(block: Block, payload: bytes, size: int) -> bytes:
+    """A or B of a transform (section 6.3)."""
+    return bytes(_decode_symbols(block, payload, size, 8, None)[0]) if size else b""
+
+
+def _decode_opaque(blocks: list[Block], payloads: list[bytes], lengths: list[int]) -> bytes:
+    parts = []
+    for block, payload, length in zip(blocks, payloads, lengths, strict=True):
+        if block.codec == ZSTANDARD:
+            payload = zstd_frame(payload, length)
+        require(len(payload) == length, "stored length of a raw block")
+        parts.append(payload)
+    return b"".join(parts)
+
+
+def _decode_planes(blocks: list[Block], payloads: list[bytes], sizes: list[int], split: Split, count: int) -> bytes:
+    groups = len(sizes)
+    planes: list[list[list[int]]] = []
+    for plane in range(count):
+        table: Table | None = None
+        planes.append([])
+        for group, n in enumerate(sizes):
+            i = plane * groups + group
+            width = symbol_width(split, plane, blocks[i])
+            symbols, table = _decode_symbols(blocks[i], payloads[i], n, width, table)
+            planes[plane].append(symbols)
+    return b"".join(
+        _merge_group([planes[p][group] for p in range(count)], split, blocks[groups + group])
+        if split.exponent
+        else _merge_bytes([planes[p][group] for p in range(count)])
+        for group in range(groups)
+    )
 
 
 def _merge_bytes(planes: list[list[int]]) -> bytes:
@@ -573,7 +835,7 @@ def read_header(header: bytes) -> None:
     if version > 0:
         raise Unsupported(f"version {version}")
     require(check == check8(header[:56]), "check of the header")
-    if (chunk_log, group_log) != (20, 17):
+    if (chunk_log, group_log) != (20, 18):
         raise Unsupported("chunks or groups of another size")
     if must_understand:
         raise Unsupported("a flag that must be understood")
@@ -825,7 +1087,8 @@ def check_member(member: Member, runs: Sequence[Run]) -> None:
             run = runs[extent.run]
             require(extent.offset + extent.length <= run.elements * run.width, "an extent exceeds its run")
             if run.chunks > 1:
-                require((extent.offset, extent.length) == (0, run.elements * run.width), "an extent is a part of a long run")
+                whole = (0, run.elements * run.width)
+                require((extent.offset, extent.length) == whole, "an extent is a part of a long run")
             else:
                 uses.setdefault(extent.run, []).append(place)
     if member.unsupported is None:
@@ -897,7 +1160,7 @@ def check_target(name: str, target: bytes) -> list[str]:
     descended = False
     for component in text.split("/"):
         if component == "..":
-            require(not descended and bool(path), "the target of a link leaves the root, or climbs after it has descended")
+            require(not descended and bool(path), "a link's target leaves the root, or climbs after it has descended")
             path.pop()
         elif component not in ("", "."):
             descended = True

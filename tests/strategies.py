@@ -19,7 +19,9 @@ import reference
 import zstandard
 
 RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
-GROUP = 1 << 17
+PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS = range(1, 7)
+GROUP = 1 << 18
+SEGMENT = 1 << 17
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arrays
@@ -115,8 +117,28 @@ def pack_rows(symbols: np.ndarray, width: int) -> bytes:
     return np.stack(rows, axis=1).astype(np.uint8).tobytes()
 
 
-def _segments(n: int, log_segment: int) -> list[tuple[int, int]]:
-    return [(start, min(n, start + (1 << log_segment))) for start in range(0, n, 1 << log_segment)]
+def group_sizes(elements: int, groups: int = 0) -> list[int]:
+    """Section 5: the elements of each group; another number of groups is that of section 6.3, transform 6."""
+    groups = groups or -(-elements // GROUP)
+    size = -(-elements // (4096 * groups)) * 4096
+    return [min(size, elements - at) for at in range(0, elements, size)]
+
+
+def segment_size(n: int, segments: int) -> int:
+    """Section 7.5: K, or 0 when a block of n symbols cannot have that many segments."""
+    size = -(-n // (128 * segments)) * 128
+    return size if size <= SEGMENT and (segments - 1) * size < n else 0
+
+
+def segment_counts(n: int) -> list[int]:
+    """All numbers of segments that a block of n symbols can have."""
+    return [s for s in range(1, 256) if segment_size(n, s)]
+
+
+def _segments(n: int, segments: int) -> list[tuple[int, int]]:
+    size = segment_size(n, segments)
+    assert size, (n, segments)
+    return [(start, min(n, start + size)) for start in range(0, n, size)]
 
 
 def huffman_table(lengths: dict[int, int]) -> bytes:
@@ -127,22 +149,27 @@ def huffman_table(lengths: dict[int, int]) -> bytes:
     return table + bytes(len(table) % 2)
 
 
-def rans_table(frequencies: dict[int, int]) -> bytes:
-    """Section 7.6: the stored table of the frequency of each byte."""
+def rans_table(frequencies: dict[int, int], sparse: bool | None = None) -> bytes:
+    """Section 7.6: the stored table of the frequency of each byte; None: sparse where that is shorter."""
     lo, hi = min(frequencies), max(frequencies)
-    count = hi - lo + 1
-    packed = sum(frequencies.get(lo + i, 0) << 12 * i for i in range(count))
-    table = bytes([lo, hi]) + packed.to_bytes((12 * count + 7) // 8, "little")
+    if sparse is None:
+        return min((rans_table(frequencies, form) for form in (False, True)), key=len)
+    head, listed = bytes([lo, hi]), [frequencies.get(c, 0) for c in range(lo, hi + 1)]
+    if sparse:
+        head = bytes([hi, lo]) + sum(1 << c - lo for c in frequencies).to_bytes((hi - lo + 8) // 8, "little")
+        listed = [frequencies[c] for c in sorted(frequencies)]
+    packed = sum(f << 12 * i for i, f in enumerate(listed))
+    table = head + packed.to_bytes((12 * len(listed) + 7) // 8, "little")
     return table + bytes(len(table) % 2)
 
 
 def huffman_payload(
-    coded: np.ndarray, lengths: dict[int, int], log_segment: int, padding: Callable[[int], np.ndarray]
+    coded: np.ndarray, lengths: dict[int, int], segments: int, padding: Callable[[int], np.ndarray]
 ) -> tuple[bytes, bytes]:
     """The stream lengths and the streams of section 7.5."""
     codes = {c: f"{code:0{length}b}" for c, (length, code) in reference.huffman_codes(lengths).items()}
     sizes, streams = [], []
-    for start, stop in _segments(coded.size, log_segment):
+    for start, stop in _segments(coded.size, segments):
         r = 4 * -(-(stop - start) // 128)
         whole = np.concatenate((coded[start:stop], padding(32 * r - (stop - start)))).tolist()
         for lane in range(32):
@@ -154,15 +181,17 @@ def huffman_payload(
 
 
 def rans_payload(
-    coded: np.ndarray, frequencies: dict[int, int], log_segment: int, padding: Callable[[int], np.ndarray]
+    coded: np.ndarray, frequencies: dict[int, int], segments: int, padding: Callable[[int], np.ndarray]
 ) -> tuple[bytes, bytes]:
     """The counts and states, and the words, of section 7.6."""
     freq = np.zeros(256, np.int64)
     for c, f in frequencies.items():
         freq[c] = f
-    start_of = np.cumsum(freq) - freq
+    order = np.array(sorted(frequencies, key=lambda c: (-frequencies[c], c)))
+    start_of = np.zeros(256, np.int64)
+    start_of[order] = np.cumsum(freq[order]) - freq[order]
     counts, states, words = [], [], []
-    for start, stop in _segments(coded.size, log_segment):
+    for start, stop in _segments(coded.size, segments):
         steps = -(-(stop - start) // 32)
         whole = np.concatenate((coded[start:stop], padding(32 * steps - (stop - start)))).reshape(steps, 32)
         x = np.full(32, 1 << 15, np.int64)
@@ -215,7 +244,7 @@ class Entry:
 
     codec: int
     joined: int = 0
-    log_segment: int = 0
+    segments: int = 0
     flags: int = 0
     escapes: int = 0
     value: int = 0
@@ -223,8 +252,51 @@ class Entry:
 
     def bytes(self) -> bytes:
         """The 16 bytes of the entry."""
-        fields = (self.codec, self.joined, self.log_segment, self.flags, len(self.payload), self.escapes, self.value, 0)
+        fields = (self.codec, self.joined, self.segments, self.flags, len(self.payload), self.escapes, self.value, 0)
         return struct.pack("<BBBBIIHH", *fields)
+
+
+@dataclass
+class Transform:
+    """A transform header as FORMAT.md section 6.3 has it; the strings stand in `a_block` and `b_block`."""
+
+    kind: int
+    m: int
+    inner_width: int
+    a: int = 0
+    b: int = 0
+    c: int = 0
+    v: int = 0
+    size_a: int = 0
+    size_b: int = 0
+    a_block: Entry | None = None
+    b_block: Entry | None = None
+    reserved: int = 0
+
+    def bytes(self) -> bytes:
+        """The 64 bytes of the header."""
+        fields = (self.m, self.inner_width, self.a, self.reserved, self.size_a, self.size_b, self.b, self.c, self.v)
+        entries = (s.bytes() if s is not None else bytes(16) for s in (self.a_block, self.b_block))
+        return struct.pack("<IBBHIIIIQ", *fields) + b"".join(entries)
+
+
+def blocks_of(record: bytes | bytearray) -> tuple[int, int]:
+    """Where the block entries of the planes of a record start, and how many they are (section 5)."""
+    elements, split, width, transform = struct.unpack_from("<IBBB", record, 32)
+    at, groups = 48, 0
+    if transform:
+        elements, width, at = *struct.unpack_from("<IB", record, 48), 112
+        groups = record[53] if transform == ROWS else 0
+    return at, (groups or -(-elements // GROUP)) * (width if split else 1)
+
+
+def codecs_of(record: bytes | bytearray) -> int:
+    """What the index says of a record in c_codecs (section 2.3)."""
+    at, count = blocks_of(record)
+    places = [at + 16 * i for i in range(count)]
+    if record[38]:
+        places += [e for e, s in ((80, 56), (96, 60)) if any(record[s : s + 4])]
+    return sum(1 << codec for codec in {min(record[i], 31) for i in places})
 
 
 def checked(body: bytes) -> bytes:
@@ -251,16 +323,25 @@ def sum64(data: bytes) -> int:
 
 
 def chunk_record(
-    entries: list[Entry], split: int, width: int, planes: int, data: bytes, run: int = 0, chunk: int = 0
+    entries: list[Entry],
+    split: int,
+    width: int,
+    data: bytes,
+    run: int = 0,
+    chunk: int = 0,
+    transform: Transform | None = None,
 ) -> bytes:
     """A chunk record (section 5) of blocks in the order of their entries; `data` is what it decodes to."""
-    body = b"".join(entry.bytes() for entry in entries)
-    for entry in entries:
+    body = b"" if transform is None else transform.bytes()
+    strings = [] if transform is None else [s for s in (transform.a_block, transform.b_block) if s is not None]
+    body += b"".join(entry.bytes() for entry in entries)
+    for entry in strings + entries:
         at = 48 + len(body)
         body += bytes(-at % (128 if len(entry.payload) >= 16384 else 16)) + entry.payload
     body += bytes(-len(body) % 16)
+    kind = 0 if transform is None else transform.kind
     head = struct.pack(
-        "<QIIIBBBBQ", 48 + len(body), run, chunk, len(data) // width, split, width, planes, 0, sum64(data)
+        "<QIIIBBBBQ", 48 + len(body), run, chunk, len(data) // width, split, width, kind, 0, sum64(data)
     )
     return checked(head + body)
 
@@ -298,7 +379,7 @@ class Taste:
     codecs: tuple[int, ...] = (RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS)
     share: float = 0.5
     escape: float = 0.5
-    log_segments: tuple[int, ...] = (12, 13, 14, 15, 16, 17)
+    most_segments: int = 12  # of a block, or the fewest that it can have
     most_symbols: int = 256
 
 
@@ -330,14 +411,16 @@ def _entropy_block(
         at = np.sort(rng.choice(n, escapes, replace=False))
         values = rng.integers(0, 1 << w, escapes)
         symbols_of[at] = values
-        listed = (values.astype(np.uint32) << np.uint32(17) | at.astype(np.uint32)).astype("<u4").tobytes()
+        listed = (values.astype(np.uint32) << np.uint32(18) | at.astype(np.uint32)).astype("<u4").tobytes()
     else:
         listed = b""
-    log_segment = int(rng.choice(taste.log_segments))
+    possible = segment_counts(n)
+    segments = int(rng.choice([s for s in possible if s <= taste.most_segments] or possible[:1]))
     payload_of = huffman_payload if codec == HUFFMAN else rans_payload
-    before, after = payload_of(coded, table, log_segment, lambda count: rng.choice(used, count))
-    stored = b"" if flags else (huffman_table(table) if codec == HUFFMAN else rans_table(table))
-    entry = Entry(codec, 0, log_segment, flags, escapes, base, listed + before + stored + after)
+    before, after = payload_of(coded, table, segments, lambda count: rng.choice(used, count))
+    sparse = bool(rng.integers(2))
+    stored = b"" if flags else (huffman_table(table) if codec == HUFFMAN else rans_table(table, sparse))
+    entry = Entry(codec, 0, segments, flags, escapes, base, listed + before + stored + after)
     return entry, symbols_of, _Shared(codec, table)
 
 
@@ -370,17 +453,21 @@ def random_chunk(
     rng: np.random.Generator, split: int, width: int, elements: int, taste: Taste | None = None, run: int = 0, chunk: int = 0
 ) -> Chunk:
     """A chunk record that sections 5 to 7 allow, of random symbols coded at random."""
-    taste = taste or Taste()
-    sizes = [min(GROUP, elements - at) for at in range(0, elements, GROUP)]
+    entries, data = _random_elements(rng, split, width, group_sizes(elements), taste or Taste())
+    return Chunk(chunk_record(entries, split, width, data, run, chunk), data, split, width)
+
+
+def _random_elements(
+    rng: np.random.Generator, split: int, width: int, sizes: list[int], taste: Taste
+) -> tuple[list[Entry], bytes]:
+    """Blocks of random symbols in groups of these sizes, and the elements that they stand for."""
     if split == 0 and width > 1:
         entries, data = [], b""
         for n in sizes:
             part = rng.integers(0, int(rng.choice([2, 256])), n * width).astype(np.uint8).tobytes()
-            entries.append(Entry(*((ZSTANDARD,) if rng.random() < 0.5 else (RAW,)), payload=part))
-            if entries[-1].codec == ZSTANDARD:
-                entries[-1].payload = _frame(rng, part)
+            entries.append(_loose_block(rng, part))
             data += part
-        return Chunk(chunk_record(entries, split, width, 1, data, run, chunk), data, split, width)
+        return entries, data
     planes = 1 if split == 0 else width
     joined = [int(rng.choice(HEADS[split][2])) if split in HEADS else 0 for _ in sizes]
     modes = [int(rng.integers(3)) if split in HEADS else 0 for _ in sizes]
@@ -402,7 +489,143 @@ def random_chunk(
     data = b"".join(
         _merge([symbols[p * groups + g] for p in range(planes)], split, joined[g], modes[g]) for g in range(groups)
     )
-    return Chunk(chunk_record(entries, split, width, planes, data, run, chunk), data, split, width)
+    return entries, data
+
+
+def _loose_block(rng: np.random.Generator, data: bytes) -> Entry:
+    """Bytes as they are, or as a frame."""
+    return Entry(ZSTANDARD, payload=_frame(rng, data)) if rng.random() < 0.5 else Entry(RAW, payload=data)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Transforms, written from FORMAT.md section 6.3
+
+
+def string_block(rng: np.random.Generator, data: bytes, codec: int | None = None) -> Entry | None:
+    """The block of a given byte string, coded at random (or by `codec`); None when it is empty."""
+    if not data:
+        return None
+    symbols = np.frombuffer(data, np.uint8).astype(np.int64)
+    used = np.unique(symbols).tolist()
+    codec = int(rng.integers(5)) if codec is None else codec
+    if codec == CONSTANT and len(used) == 1:
+        return Entry(CONSTANT, value=used[0])
+    if codec in (RAW, CONSTANT, ZSTANDARD):
+        return _loose_block(rng, data)
+    lost = used[:: int(rng.integers(2, 9))] if rng.random() < 0.5 and len(data) < 5000 else []
+    table_of = sorted({*used} - {*lost} | {0, 255})
+    table = random_lengths(rng, table_of) if codec == HUFFMAN else random_frequencies(rng, table_of)
+    places = np.flatnonzero(~np.isin(symbols, table_of))
+    listed = (symbols[places] << 18 | places).astype("<u4").tobytes()
+    coded = np.where(np.isin(symbols, table_of), symbols, 0)
+    segments = int(rng.choice([c for c in segment_counts(symbols.size) if c < 12]))
+    payload_of, stored = (huffman_payload, huffman_table) if codec == HUFFMAN else (rans_payload, rans_table)
+    before, after = payload_of(coded, table, segments, lambda count: rng.choice(table_of, count))
+    return Entry(codec, 0, segments, 0, places.size, 0, listed + before + stored(table) + after)
+
+
+def grid_elements(codes: np.ndarray, scales: np.ndarray, first: int, size: int, kind: int) -> np.ndarray:
+    """The rule of a grid, in numpy: elements as unsigned integers; kind 0 bfloat16, 1 float16, 2 float32."""
+    n = codes.size
+    block = np.where(np.arange(n) < first, 0, 1 + (np.arange(n) - first) // size)
+    with np.errstate(over="ignore", under="ignore"):
+        product = (codes.astype(np.int64) - 128).astype("<f4") * scales[block].astype("<f4")
+        if kind == 1:
+            elements = product.astype("<f2").view("<u2")
+        else:
+            elements = product.view("<u4")
+    if kind == 0:
+        wide = elements.astype(np.int64)
+        elements = (wide + 0x7FFF + (wide >> 16 & 1) >> 16).astype("<u2")
+    elements = elements.copy()
+    elements[codes == 0] = 1 << 8 * elements.itemsize - 1
+    return elements
+
+
+def random_transform(
+    rng: np.random.Generator, kind: int, n: int, taste: Taste | None = None, run: int = 0, chunk: int = 0, **choice: Any
+) -> tuple[Chunk, Transform]:
+    """A chunk of n elements with a transform, of random inner elements and strings coded at random."""
+    taste = taste or Taste()
+    width = choice.get("width") or int(rng.choice([2, 4] if kind == GRID else [2, 4, 8] if kind == OFFSET else [1, 2, 4, 8]))
+    word = np.dtype(f"<u{width}")
+    v = int.from_bytes(rng.bytes(width), "little") if kind in (SPARSE, DIFFERENCE, OFFSET) else 0
+    t = Transform(kind, n, width, v=v)
+    side_a = side_b = b""
+    if kind == PALETTE:
+        t.a = choice.get("a") or int(rng.choice([1, 2, 4, 8]))
+        t.m, t.inner_width = -(-n * t.a // 8), 1
+        side_a = rng.bytes(width << t.a)
+    elif kind == GRID:
+        t.inner_width = 1
+        element = 2 if width == 4 else int(rng.integers(2))
+        t.b = int(rng.choice([1, 7, 128, n, 1 << 20]))
+        t.c = int(rng.integers(1, min(t.b, 2 * n) + 1))
+        kind_of_scale = int(rng.integers(3))
+        t.a = element | kind_of_scale << 4
+        count = 1 + len(range(t.c, n, t.b))
+        scales = rng.normal(0, 1, count) * 2.0 ** rng.integers(-20, 12, count)
+        if kind_of_scale == 2:
+            side_a = (scales.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+            scales = (np.frombuffer(side_a, "<u2").astype("<u4") << 16).view("<f4")
+        else:
+            scales = scales.astype("<f2" if kind_of_scale else "<f4")
+            side_a = scales.tobytes()
+        places = np.flatnonzero(rng.random(n) < rng.choice([0, 0.01, 1]))[: (1 << 18) // (4 + width)]
+        exceptions = np.frombuffer(rng.bytes(places.size * width), word)
+        side_b = b"".join(
+            int(i).to_bytes(4, "little") + e.tobytes() for i, e in zip(places, exceptions, strict=True)
+        )
+    elif kind == SPARSE:
+        mask = rng.random(n) < rng.choice([0, 0.02, 0.5, 1])
+        side_a = np.packbits(mask, bitorder="little").tobytes()
+        t.m = int(mask.sum())
+    elif kind == ROWS:
+        t.a = int(rng.choice([a for a in range(1, 33) if (a - 1) * -(-n // (4096 * a)) * 4096 < n and n <= GROUP * a]))
+        t.b = int(rng.choice([1, 7, 128, n, 1 << 20])) if n < 100_000 else 777
+        t.c = int(rng.integers(1, min(t.b, 2 * n) + 1))
+        side_a = rng.integers(0, int(rng.choice([1, 3, 256])), 1 + len(range(t.c, n, t.b)), np.uint8).tobytes()
+    elif kind == DIFFERENCE:
+        t.b = int(rng.choice([1, 2, 3, 8, 100, n, 1 << 20]))
+    elif kind == OFFSET:
+        t.inner_width = int(rng.choice([w for w in (1, 2, 4) if w < width]))
+    t.size_a, t.size_b = len(side_a), len(side_b)
+    t.a_block, t.b_block = string_block(rng, side_a), string_block(rng, side_b)
+
+    split = int(rng.choice([s for s, widths in WIDTHS.items() if t.inner_width in widths]))
+    if kind == PALETTE and n * t.a % 8:
+        inner = rng.bytes(t.m - 1) + bytes([int(rng.integers(256)) & (1 << n * t.a % 8) - 1])
+        entries, at = [], 0
+        for size in group_sizes(t.m):
+            entries.append(_loose_block(rng, inner[at : at + size]))
+            at += size
+        split = 0
+    elif t.m:
+        sizes = group_sizes(t.m, t.a if kind == ROWS else 0)
+        entries, inner = _random_elements(rng, split, t.inner_width, sizes, taste)
+    else:
+        entries, inner = [], b""
+    symbols = np.frombuffer(inner, f"<u{t.inner_width}")
+    if kind == PALETTE:
+        bits = np.unpackbits(symbols, bitorder="little")[: n * t.a].reshape(n, t.a).astype(np.int64)
+        elements = np.frombuffer(side_a, word)[(bits << np.arange(t.a)).sum(axis=1)]
+    elif kind == GRID:
+        elements = grid_elements(symbols, scales, t.c, t.b, element)
+        elements[places] = exceptions
+    elif kind == SPARSE:
+        elements = np.full(n, v, word)
+        elements[mask] = symbols
+    elif kind == ROWS:
+        row = np.where(np.arange(n) < t.c, 0, 1 + (np.arange(n) - t.c) // t.b)
+        elements = np.empty(n, word)
+        elements[np.argsort(np.frombuffer(side_a, np.uint8)[row].astype(np.int64) << 32 | np.arange(n))] = symbols
+    elif kind == DIFFERENCE:
+        elements = np.concatenate((symbols, np.zeros(-n % t.b, word))).reshape(-1, t.b)
+        elements = (np.cumsum(elements, axis=0, dtype=word) + word.type(v)).reshape(-1)[:n]
+    else:
+        elements = symbols.astype(word) + word.type(v)
+    data = elements.astype(word).tobytes()
+    return Chunk(chunk_record(entries, split, width, data, run, chunk, t), data, split, width), t
 
 
 def _merge(planes: list[np.ndarray], split: int, joined: int, mode: int) -> bytes:
@@ -506,9 +729,11 @@ Encode = Callable[[bytes, int, int, int], bytes]
 
 def raw_chunk(data: bytes, width: int, run: int, chunk: int) -> bytes:
     """A chunk record whose blocks are all raw (split 0)."""
-    step = GROUP * width
-    entries = [Entry(RAW, payload=data[at : at + step]) for at in range(0, len(data), step)]
-    return chunk_record(entries, 0, width, 1, data, run, chunk)
+    entries, at = [], 0
+    for n in group_sizes(len(data) // width):
+        entries.append(Entry(RAW, payload=data[at : at + n * width]))
+        at += n * width
+    return chunk_record(entries, 0, width, data, run, chunk)
 
 
 def table_of(members: list[Member], first_run: int, first_member: int, is_index: bool) -> Table:
@@ -546,7 +771,7 @@ def table_of(members: list[Member], first_run: int, first_member: int, is_index:
 
 
 def header_bytes(
-    version: int = 0, grid: tuple[int, int] = (20, 17), must: int = 0, may: int = 0, reserved: bytes = bytes(8)
+    version: int = 0, grid: tuple[int, int] = (20, 18), must: int = 0, may: int = 0, reserved: bytes = bytes(8)
 ) -> bytes:
     """Section 2.1."""
     head = struct.pack("<8sHBBIII24s8s", bytes.fromhex("89545A49500D0A1A"), version, *grid, must, may, 10506, b"test", reserved)
@@ -624,11 +849,10 @@ def archive_bytes(
             step = (1 << 20) * width
             for c in range(-(-len(data) // step) if elements else 0):
                 record = encode(data[c * step : (c + 1) * step], width, first_run + i, c)
-                codecs = {record[48 + 16 * b] for b in range(record[38] * -(-int.from_bytes(record[32:36], "little") // GROUP))}
                 columns["c_offset"].append(append(record, wide if len(record) >= 65536 else 16))
                 columns["c_length"].append(len(record))
                 columns["c_check"].append(int.from_bytes(record[8:16], "little"))
-                columns["c_codecs"].append(sum(1 << codec for codec in codecs))
+                columns["c_codecs"].append(codecs_of(record))
         first_run += len(member.runs)
         if not member.flags & 2:
             append(done_bytes(member, ordinal))

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import CONSTANT, HUFFMAN, RANS, RAW, ZSTANDARD, Entry, Taste
 
-from tzip.chunks import SLACK, decode_chunk, encode_chunk
-from tzip.coders.errors import CorruptError, UnsupportedError
+from tzip.blocks import codecs_of
+from tzip.chunks import SLACK, decode_chunk, encode_chunk, read_blocks
+from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.jit import kernel
 from tzip.plan import LEVELS
 
@@ -55,11 +56,17 @@ def fate(decoder, *args):
         return "corrupt"
 
 
+def no_sums(monkeypatch):
+    """Let every sum be 0 in both decoders."""
+    monkeypatch.setattr("tzip.chunks.sum64", lambda data: 0)
+    monkeypatch.setattr("tzip.chunks.Sum.value", lambda self: 0)
+    monkeypatch.setattr(reference, "sum64", lambda data: 0)
+
+
 def without_sums(decoder, record, elements, width):
     """What becomes of a record when neither of its sums is looked at: the inner rules alone must refuse it."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("tzip.chunks.sum64", lambda data: 0)
-        monkeypatch.setattr(reference, "sum64", lambda data: 0)
+        no_sums(monkeypatch)
         record = record[:8] + bytes(8) + record[16:40] + bytes(8) + record[48:]
         return fate(decoder, record, elements, width)
 
@@ -80,8 +87,8 @@ def check_encoded(raw, width, coding, level, slowly):
     groups = -(-elements // strategies.GROUP)
     assert len(record) <= raw.size + 64 + 16 * groups + 127 + 15
     assert encoded.check == int.from_bytes(record[8:16], "little")
-    blocks = record[38] * groups
-    assert encoded.codecs == sum(1 << c for c in {record[48 + 16 * i] for i in range(blocks)})
+    assert encoded.codecs == strategies.codecs_of(record)
+    assert codecs_of(record) == encoded.codecs
     return record
 
 
@@ -97,7 +104,7 @@ def test_small_chunks_round_trip(coding, width, level):
         check_encoded(strategies.array(kind, n, width, coding), width, coding, level, slowly=n <= 1023 or width < 4)
 
 
-@pytest.mark.parametrize("n", [2**17 - 1, 2**17, 2**17 + 1])
+@pytest.mark.parametrize("n", [2**18 - 1, 2**18, 2**18 + 1])
 @pytest.mark.parametrize(("coding", "width"), CODINGS)
 def test_chunks_round_trip_around_a_group(coding, width, n):
     for kind in strategies.DATA:
@@ -109,7 +116,7 @@ def test_chunks_round_trip_around_a_group(coding, width, n):
 @pytest.mark.parametrize(("coding", "width"), CODINGS)
 def test_the_best_level_round_trips_around_a_group(coding, width, kind):
     # zstandard at level 19 takes its time
-    check_encoded(strategies.array(kind, 2**17 + 1, width, coding), width, coding, "best", slowly=False)
+    check_encoded(strategies.array(kind, 2**18 + 1, width, coding), width, coding, "best", slowly=False)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +133,7 @@ def test_the_best_level_round_trips_around_a_group(coding, width, kind):
     ],
 )
 def test_the_reference_decodes_chunks_of_two_groups(coding, width, kind, level):
-    n = 2**17 + (1 if width == 8 else 4097)
+    n = 2**18 + (1 if width == 8 else 4097)
     record = check_encoded(strategies.array(kind, n, width, coding), width, coding, level, slowly=True)
     assert int.from_bytes(record[32:36], "little") == n
 
@@ -135,7 +142,11 @@ def test_the_reference_decodes_chunks_of_two_groups(coding, width, kind, level):
 def test_whole_chunks_round_trip(coding, width):
     raw = strategies.array("normal", 2**20, width, coding)
     record = check_encoded(raw, width, coding, "default", slowly=False)
-    assert record[38] * 8 * 16 + 48 < len(record) <= raw.size + 400
+    at, blocks = strategies.blocks_of(record)
+    inner = record[52] if record[38] else width
+    assert blocks == 4 * (1 if record[36] == 0 else inner)
+    assert (record[36] == 0) == (coding == "opaque")
+    assert at + 16 * blocks < len(record) <= raw.size + 400
 
 
 def test_the_reference_decodes_a_whole_chunk():
@@ -165,10 +176,23 @@ def test_special_floats_keep_their_bits(coding, width):
         check_encoded(np.ascontiguousarray(low).reshape(-1), width, coding, level, slowly=level == "fast" and width < 4)
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("coding", "width"), [("bf16", 2), ("f16", 2), ("f32", 4), ("f64", 8)])
+def test_chunks_of_one_key_round_trip(coding, width, level):
+    """Keys that need no table beside rests that are not worth one."""
+    for kind, n in product(("nan", "infinity", "subnormal"), (200, 8192, 20000)):
+        check_encoded(strategies.array(kind, n, width, coding), width, coding, level, slowly=n == 200)
+
+
 def test_the_same_bytes_give_the_same_record():
-    raw = strategies.array("outliers", 2**17 + 500, 4, "f32")
+    raw = strategies.array("outliers", 2**18 + 500, 4, "f32")
     first = encode_chunk(raw, 4, "f32", LEVELS["default"], 0, 0)
-    assert encode_chunk(raw.copy(), 4, "f32", LEVELS["default"], 0, 0).record == first.record
+    before = bytes(first.record)
+    other = encode_chunk(raw[::-1].copy(), 4, "f32", LEVELS["default"], 0, 0)
+    assert encode_chunk(raw.copy(), 4, "f32", LEVELS["default"], 0, 0).record == before
+    # Records that are held do not change when others are made.
+    assert first.record == before
+    assert other.record != before
 
 
 @given(st.data())
@@ -196,7 +220,7 @@ TASTES = [
     Taste(),
     Taste(codecs=(HUFFMAN,), escape=0.9),
     Taste(codecs=(RANS,), escape=0.9),
-    Taste(codecs=(HUFFMAN, RANS), log_segments=(12,)),
+    Taste(codecs=(HUFFMAN, RANS), most_segments=255),
     Taste(codecs=(RAW, ZSTANDARD, CONSTANT)),
 ]
 
@@ -216,14 +240,14 @@ def test_random_chunks_of_several_groups_are_decoded(split, width):
     # Shared tables need a second group; the third one makes a table of one kind follow one of the other.
     rng = np.random.default_rng([split, width])
     for taste in (Taste(share=0.9), Taste(codecs=(HUFFMAN, RANS), share=0.7, most_symbols=20)):
-        elements = 2 * 2**17 + int(rng.integers(1, 3000))
+        elements = 2 * 2**18 + int(rng.integers(1, 3000))
         chunk = strategies.random_chunk(rng, split, width, elements, taste)
         assert decode(chunk.record, elements, width) == chunk.data
     if split in (0, 2, 3):
         assert decode_slowly(chunk.record, elements, width) == chunk.data
 
 
-def _entropy(symbols, codec, table, *, w=8, base=0, escapes=(), flags=0, log_segment=12, joined=0):
+def _entropy(symbols, codec, table, *, w=8, base=0, escapes=(), flags=0, segments=1, joined=0):
     """A block of symbols given one by one, coded with that table; what it lacks must be in `escapes`."""
     used = sorted(table)
     byte_of = {(base + c if w > 8 and c else c): c for c in used}
@@ -233,10 +257,10 @@ def _entropy(symbols, codec, table, *, w=8, base=0, escapes=(), flags=0, log_seg
         if codec == HUFFMAN
         else (strategies.rans_payload, strategies.rans_table)
     )
-    before, after = payload_of(coded, table, log_segment, lambda n: np.full(n, used[-1]))
-    listed = b"".join((symbol << 17 | at).to_bytes(4, "little") for at, symbol in escapes)
+    before, after = payload_of(coded, table, segments, lambda n: np.full(n, used[-1]))
+    listed = b"".join((symbol << 18 | at).to_bytes(4, "little") for at, symbol in escapes)
     parts = listed + before + (b"" if flags & 1 else stored(table)) + after
-    return Entry(codec, joined, log_segment, flags, len(escapes), base, parts)
+    return Entry(codec, joined, segments, flags, len(escapes), base, parts)
 
 
 def _both(record, elements, width, right):
@@ -257,7 +281,7 @@ def test_windows_of_f64_keys_with_escapes_outside(codec):
         for k, r in zip(keys, [i * 3 % 32 for i in range(10)], strict=True)
     ]
     data = struct.pack("<10Q", *elements)
-    _both(strategies.chunk_record(entries, 5, 8, 8, data), 10, 8, data)
+    _both(strategies.chunk_record(entries, 5, 8, data), 10, 8, data)
 
 
 @pytest.mark.parametrize("mode", [0, 1, 2])
@@ -277,14 +301,14 @@ def test_sign_modes_and_joined_bits_of_bf16(joined, mode):
     rests = heads & ((1 << low) - 1) | (heads >> 15 << low if mode == 0 else 0)
     rest = Entry(RAW, joined, flags=mode << 1, payload=strategies.pack_rows(rests, low + (mode == 0)))
     data = heads.astype("<u2").tobytes()
-    _both(strategies.chunk_record([key, rest], 2, 2, 2, data), n, 2, data)
+    _both(strategies.chunk_record([key, rest], 2, 2, data), n, 2, data)
 
 
 def test_a_constant_key_wider_than_a_byte():
     entries = [Entry(CONSTANT, 2, value=8000), Entry(CONSTANT, 2, value=5)] + [Entry(CONSTANT, value=i) for i in range(6)]
     element = (5 >> 2) << 63 | 8000 << 50 | (5 & 3) << 48 | 0x0001_0203_0405
     data = struct.pack("<Q", element) * 7
-    _both(strategies.chunk_record(entries, 5, 8, 8, data), 7, 8, data)
+    _both(strategies.chunk_record(entries, 5, 8, data), 7, 8, data)
 
 
 @pytest.mark.parametrize("codec", [HUFFMAN, RANS])
@@ -293,7 +317,217 @@ def test_a_block_of_escapes_alone(codec):
     table = {7: 1, 9: 1} if codec == HUFFMAN else {7: 4095, 9: 1}
     symbols = [i * 7 % 256 for i in range(n)]
     entry = _entropy(symbols, codec, table, escapes=list(enumerate(symbols)))
-    _both(strategies.chunk_record([entry], 1, 1, 1, bytes(symbols)), n, 1, bytes(symbols))
+    _both(strategies.chunk_record([entry], 1, 1, bytes(symbols)), n, 1, bytes(symbols))
+
+
+# ---- transforms
+
+
+KINDS = {"palette": 1, "grid": 2, "sparse": 3, "difference": 4, "offset": 5, "rows": 6}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(st.integers(1, 6000), st.integers(0, 2**32 - 1))
+def test_all_transforms_that_the_format_allows_are_decoded(kind, n, seed):
+    chunk, t = strategies.random_transform(np.random.default_rng(seed), KINDS[kind], n)
+    assert decode_slowly(chunk.record, n, chunk.width) == chunk.data
+    assert decode(chunk.record, n, chunk.width) == chunk.data
+    layout = read_blocks(memoryview(chunk.record), 0, 0, n, chunk.width)
+    assert (layout.elements, layout.width, len(layout.strings)) == (t.m, t.inner_width, 2)
+    assert codecs_of(chunk.record) == strategies.codecs_of(chunk.record)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transforms_of_several_groups_are_decoded(kind):
+    rng = np.random.default_rng(KINDS[kind])
+    n = 2**18 + 12345
+    chunk, _ = strategies.random_transform(rng, KINDS[kind], n, a=8)
+    assert decode(chunk.record, n, chunk.width) == chunk.data
+    assert decode_slowly(chunk.record, n, chunk.width) == chunk.data
+
+
+def test_a_whole_chunk_is_one_transform():
+    n = 2**20
+    for data in (np.full(n, 0xBF80, "<u2"), np.arange(n, dtype="<i4"), np.arange(n, dtype="<i8") * 5 - 3):
+        raw = np.ascontiguousarray(data).view(np.uint8)
+        record = check_encoded(raw, data.itemsize, "planes", "default", slowly=data.itemsize == 2)
+        assert len(record) < 1000
+
+
+def _transformed(kind, n=40, seed=3, **changes):
+    """A record of one byte strings all raw, with fields of its header, or of its entries, changed; sums are right."""
+    rng = np.random.default_rng(seed)
+    width = {"grid": 4, "offset": 4, "sparse": 2, "palette": 2, "difference": 2, "rows": 2}[kind]
+    word = f"<u{width}"
+    side_a = side_b = b""
+    t = strategies.Transform(KINDS[kind], n, width)
+    inner = rng.integers(0, 256, n * width, np.uint8)
+    if kind == "palette":
+        t.m, t.inner_width, t.a = n // 2, 1, 4
+        side_a = np.arange(16, dtype=word).tobytes()
+        inner = rng.integers(0, 256, n // 2, np.uint8)
+        data = np.stack((inner & 15, inner >> 4), axis=1).reshape(-1).astype(word).tobytes()
+    elif kind == "grid":
+        t.inner_width, t.a, t.b, t.c = 1, 2, 16, 7
+        scales = np.array([1, 0.5, 2, 4], "<f4")
+        side_a, side_b = scales.tobytes(), struct.pack("<IIII", 3, 7, 9, 5)
+        inner = rng.integers(0, 256, n, np.uint8)
+        elements = strategies.grid_elements(inner, scales, 7, 16, 2)
+        elements[[3, 9]] = [7, 5]
+        data = elements.tobytes()
+    elif kind == "sparse":
+        mask = np.arange(n) % 4 == 1
+        side_a, t.m, t.v = np.packbits(mask, bitorder="little").tobytes(), int(mask.sum()), 77
+        inner = inner[: 2 * t.m]
+        elements = np.full(n, 77, word)
+        elements[mask] = inner.view(word)
+        data = elements.tobytes()
+    elif kind == "rows":
+        t.a, t.b, t.c = 1, 16, 7
+        side_a = bytes([2, 0, 2, 1])
+        places = [*range(7, 23), *range(39, 40), *range(7), *range(23, 39)]
+        elements = np.empty(n, word)
+        elements[places] = inner.view(word)
+        data = elements.tobytes()
+    elif kind == "difference":
+        t.v, t.b = 500, 1
+        data = (np.cumsum(inner.view(word), dtype=word) + np.uint16(500)).astype(word).tobytes()
+    else:
+        t.inner_width, t.v = 2, 3_000_000_000
+        inner = inner[: 2 * n]
+        data = (inner.view("<u2").astype(word) + np.uint32(t.v)).tobytes()
+    t.size_a, t.size_b = len(side_a), len(side_b)
+    t.a_block, t.b_block = (Entry(RAW, payload=p) if p else None for p in (side_a, side_b))
+    entries = [Entry(RAW, payload=inner.tobytes())]
+    for name, value in changes.items():
+        if name == "inner":
+            entries = [Entry(RAW, payload=value)]
+        elif name[:2] in ("A_", "B_"):
+            holder = f"{name[0].lower()}_block"
+            block = getattr(t, holder) or Entry(RAW)
+            setattr(block, name[2:], value)
+            setattr(t, holder, block)
+        else:
+            setattr(t, name, value)
+    return strategies.chunk_record(entries, 0, width, data, transform=t), width, data
+
+
+HEADER_FLAWS = {
+    "palette": [
+        {"m": 19}, {"m": 21}, {"m": 0}, {"m": 2**20 + 1}, {"m": 2**32 - 1}, {"inner_width": 0}, {"inner_width": 2},
+        {"inner_width": 3}, {"inner_width": 255}, {"a": 0}, {"a": 3}, {"a": 8}, {"a": 255}, {"reserved": 1}, {"size_a": 31},
+        {"size_a": 33}, {"size_a": 34}, {"size_a": 0}, {"size_a": 2**18 + 2}, {"size_a": 2**32 - 2}, {"size_b": 1},
+        {"b": 1}, {"c": 1}, {"v": 1}, {"A_codec": CONSTANT}, {"A_payload": bytes(31)}, {"A_payload": bytes(33)},
+        # The sixteenth value is not there, but used.
+        {"size_a": 30, "A_payload": bytes(30), "inner": b"\xff" * 20}, {"size_a": 32, "A_payload": b"", "A_codec": ZSTANDARD},
+    ],
+    "grid": [
+        {"m": 39}, {"m": 41}, {"inner_width": 4}, {"a": 0}, {"a": 1}, {"a": 3}, {"a": 15}, {"a": 0x32}, {"a": 0xF2},
+        {"a": 0x12}, {"b": 0}, {"b": 6}, {"b": 2**20 + 1}, {"b": 5}, {"c": 0}, {"c": 17}, {"c": 2**32 - 1}, {"v": 1},
+        {"size_a": 12, "A_payload": bytes(12)}, {"size_a": 20, "A_payload": bytes(20)}, {"size_b": 8}, {"size_b": 17},
+        {"A_payload": struct.pack("<4f", 1, 2, float("inf"), 3)}, {"A_payload": struct.pack("<4f", 1, 2, 3, float("-inf"))},
+        {"A_payload": struct.pack("<4f", float("nan"), 2, 3, 4)}, {"B_payload": struct.pack("<IIII", 9, 5, 3, 7)},
+        {"B_payload": struct.pack("<IIII", 3, 7, 3, 7)}, {"B_payload": struct.pack("<IIII", 3, 7, 40, 5)},
+        {"B_payload": struct.pack("<IIII", 3, 7, 2**32 - 1, 5)},
+    ],
+    "sparse": [
+        {"m": 9}, {"m": 11}, {"m": 41}, {"inner_width": 1}, {"inner_width": 4}, {"a": 1}, {"b": 1}, {"c": 1}, {"v": 2**16},
+        {"v": 2**63}, {"size_a": 4, "A_payload": bytes(4)}, {"size_a": 6, "A_payload": bytes(6)}, {"size_b": 1},
+        {"A_payload": b"\x22\x22\x22\x22\x26"}, {"A_payload": b"\x22\x22\x22\x22\x02"}, {"size_a": 0},
+    ],
+    "difference": [
+        {"m": 39}, {"m": 41}, {"inner_width": 1}, {"inner_width": 4}, {"a": 1}, {"b": 0}, {"b": 2**20 + 1}, {"b": 2**32 - 1},
+        {"c": 1}, {"v": 2**16 + 500}, {"v": 2**64 - 1}, {"size_a": 1}, {"size_b": 1}, {"reserved": 0x8000},
+    ],
+    "rows": [
+        {"m": 39}, {"m": 41}, {"m": 0}, {"inner_width": 1}, {"inner_width": 4}, {"a": 0}, {"a": 2}, {"a": 33}, {"a": 255},
+        {"b": 0}, {"b": 6}, {"b": 5}, {"b": 2**20 + 1}, {"c": 0}, {"c": 17}, {"c": 2**32 - 1}, {"v": 1}, {"size_b": 1},
+        {"size_a": 3, "A_payload": bytes(3)}, {"size_a": 5, "A_payload": bytes(5)}, {"size_a": 0}, {"reserved": 1},
+    ],
+    "offset": [
+        {"m": 39}, {"m": 41}, {"inner_width": 4}, {"inner_width": 8}, {"inner_width": 1}, {"a": 1}, {"b": 1}, {"c": 1},
+        {"v": 2**32}, {"size_a": 1}, {"size_b": 1},
+    ],
+}  # fmt: skip
+# Of all strings, those that are empty and those that are not.
+FULL_FLAWS = [{"joined": 1}, *({"flags": f} for f in (1, 2, 4, 6, 8, 128)), {"segments": 1}, {"escapes": 1}, {"value": 1}]
+EMPTY_FLAWS = [*FULL_FLAWS, {"codec": CONSTANT}, {"codec": ZSTANDARD}, {"codec": HUFFMAN}, {"codec": RANS}, {"payload": b"x"},
+               {"payload": bytes(16)}]  # fmt: skip
+
+
+def _header_flaws():
+    for kind, flaws in HEADER_FLAWS.items():
+        yield from ((kind, flaw) for flaw in flaws)
+        for name, full in (("A", kind in ("palette", "grid", "sparse", "rows")), ("B", kind == "grid")):
+            yield from ((kind, {f"{name}_{k}": v for k, v in flaw.items()}) for flaw in (FULL_FLAWS if full else EMPTY_FLAWS))
+
+
+@pytest.mark.parametrize(("kind", "flaw"), list(_header_flaws()), ids=lambda v: v if isinstance(v, str) else repr(v)[:40])
+def test_flawed_transform_headers_are_refused(kind, flaw):
+    record, width, _ = _transformed(kind, **flaw)
+    assert refused(record, 40, width)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_transform_headers_without_flaw_are_accepted(kind):
+    record, width, data = _transformed(kind)
+    _both(record, 40, width, data)
+
+
+@pytest.mark.parametrize("codec", [5, 8, 127, 255])
+@pytest.mark.parametrize(("kind", "string"), [("palette", "A"), ("grid", "A"), ("grid", "B"), ("sparse", "A")])
+def test_unknown_codecs_of_strings_are_unsupported(kind, string, codec):
+    record, width, _ = _transformed(kind, **{f"{string}_codec": codec})
+    assert refused(record, 40, width, "unsupported")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_records_that_end_within_a_transform_header(kind):
+    record, width, _ = _transformed(kind)
+    for length in (64, 80, 96):
+        part = record[:16] + struct.pack("<Q", length) + record[24:length]
+        part = part[:8] + strategies.rechecked(part)[8:]
+        assert refused(part, 40, width)
+        with pytest.raises(TruncatedError):
+            read_blocks(memoryview(part), 0, 0, 40, width)
+        assert codecs_of(part) == 0
+    # The header alone, and none of the entries and payloads that it speaks of.
+    part = record[:16] + struct.pack("<Q", 112) + record[24:112]
+    assert refused(part[:8] + strategies.rechecked(part)[8:], 40, width)
+
+
+@pytest.mark.parametrize("kind", ["palette", "grid"])
+def test_inner_elements_are_not_needed_to_refuse_strings_and_headers(kind):
+    """Section 6.3: what the header shows is proven from it alone."""
+    for flaw in HEADER_FLAWS[kind]:
+        if not {"A_payload", "B_payload", "inner", "A_codec"} & set(flaw):
+            record, width, _ = _transformed(kind, **flaw)
+            with pytest.raises(CorruptError):
+                read_blocks(memoryview(record), 0, 0, 40, width)
+
+
+@pytest.mark.parametrize("codec", [HUFFMAN, RANS])
+def test_strings_with_flags_are_refused_before_anything_is_decoded(codec):
+    """A string has no earlier block whose table it could share; nor has it a sign."""
+    string = strategies.string_block(np.random.default_rng(0), bytes(range(32)), codec)
+    changes = {f"A_{name}": value for name, value in string.__dict__.items()}
+    record, width, _ = _transformed("palette", **changes)
+    read_blocks(memoryview(record), 0, 0, 40, width)
+    for flags in (1, 2, 4):
+        record, width, _ = _transformed("palette", **changes | {"A_flags": flags})
+        assert refused(record, 40, width)
+        with pytest.raises(CorruptError):
+            read_blocks(memoryview(record), 0, 0, 40, width)
+
+
+def test_the_split_must_have_the_inner_width_even_of_no_elements():
+    for split, good in ((0, True), (1, True), (2, True), (3, True), (4, False), (5, False)):
+        t = strategies.Transform(3, 0, 2, v=0x1234, size_a=5, a_block=Entry(CONSTANT))
+        record = strategies.chunk_record([], split, 2, b"\x34\x12" * 40, transform=t)
+        if good:
+            _both(record, 40, 2, b"\x34\x12" * 40)
+        else:
+            assert refused(record, 40, 2)
 
 
 # ---- one broken rule at a time
@@ -313,7 +547,7 @@ FORTY = bytes(range(40))
 
 
 def _byte_record(entry, data=FORTY, split=1):
-    return strategies.chunk_record([entry], split, 1, 1, data)
+    return strategies.chunk_record([entry], split, 1, data)
 
 
 def _flawed_blocks():
@@ -332,7 +566,7 @@ def _flawed_blocks():
     yield "raw too short", _byte_record(Entry(RAW, payload=raw[:-1]), raw), "corrupt"
     yield "raw too long", _byte_record(Entry(RAW, payload=raw + b"\0"), raw), "corrupt"
     yield "raw with a value", _byte_record(Entry(RAW, value=1, payload=raw), raw), "corrupt"
-    yield "raw with segments", _byte_record(Entry(RAW, log_segment=12, payload=raw), raw), "corrupt"
+    yield "raw with segments", _byte_record(Entry(RAW, segments=1, payload=raw), raw), "corrupt"
     yield "raw with escapes", _byte_record(Entry(RAW, escapes=1, payload=raw), raw), "corrupt"
     yield "raw with a shared table", _byte_record(Entry(RAW, flags=1, payload=raw), raw), "corrupt"
     yield "joined in a byte plane", _byte_record(Entry(RAW, joined=1, payload=raw), raw), "corrupt"
@@ -350,8 +584,8 @@ def _flawed_blocks():
     for e, name in ((h, "huffman"), (r, "rans")):
         yield f"{name}: no table to share", _byte_record(edit(e, flags=1), three), "corrupt"
         yield f"{name}: base in a narrow plane", _byte_record(edit(e, value=1), three), "corrupt"
-        for log in (0, 11, 18, 255):
-            yield f"{name}: segments of 2^{log}", _byte_record(edit(e, log_segment=log), three), "corrupt"
+        for segments in (0, 2, 17, 255):
+            yield f"{name}: {segments} segments", _byte_record(edit(e, segments=segments), three), "corrupt"
         yield f"{name}: payload too long", _byte_record(edit(e, payload=e.payload + b"\0"), three), "corrupt"
         yield f"{name}: two bytes too long", _byte_record(edit(e, payload=e.payload + b"\0\0"), three), "corrupt"
         yield f"{name}: payload too short", _byte_record(edit(e, payload=e.payload[:-1]), three), "corrupt"
@@ -408,17 +642,17 @@ def test_the_blocks_without_flaw_are_accepted():
 
 def test_first_states_of_rans_are_in_range():
     """States below and above the range that end, as they must, in 2^15 after the words are used up."""
-    table = {0: 256, 1: 1, 2: 3839}
+    table = {0: 2048, 1: 1, 2: 2047}  # symbol 0 has the slots from 0 on, symbol 1 the last one
 
     def record(first, others, words, symbols):
         payload = struct.pack("<33I", len(words) // 2, first, *[others] * 31) + strategies.rans_table(table) + words
-        return strategies.chunk_record([Entry(RANS, 0, 12, payload=payload)], 1, 1, 1, bytes(symbols))
+        return strategies.chunk_record([Entry(RANS, 0, 1, payload=payload)], 1, 1, bytes(symbols))
 
-    # One step back from 2^15 with symbol 0 is 2^19, two are 2^23.
-    _both(record(2**19, 2**19, b"", [0] * 32), 32, 1, bytes(32))
-    _both(record(2**23, 2**23, b"", [0] * 64), 64, 1, bytes(64))
-    assert refused(record(0, 2**19, b"\0\x80", [0] * 32), 32, 1)
-    assert refused(record(2**31 + 256, 2**23, b"", [1] + [0] * 63), 64, 1)
+    # One step back from 2^15 with symbol 0 is 2^16, five are 2^20; one step back from 2^19 with symbol 1 is 2^31 + 4095.
+    _both(record(2**16, 2**16, b"", [0] * 32), 32, 1, bytes(32))
+    _both(record(2**20, 2**20, b"", [0] * 160), 160, 1, bytes(160))
+    assert refused(record(0, 2**16, b"\0\x80", [0] * 32), 32, 1)
+    assert refused(record(2**31 + 4095, 2**20, b"", [1] + [0] * 159), 160, 1)
 
 
 def _float_record(**change):
@@ -429,7 +663,7 @@ def _float_record(**change):
     for name, value in change.items():
         plane, field = name.split("_", 1)
         setattr(key if plane == "key" else rest, field, value)
-    return strategies.chunk_record([key, rest], 2, 2, 2, heads.astype("<u2").tobytes()), heads.astype("<u2").tobytes()
+    return strategies.chunk_record([key, rest], 2, 2, heads.astype("<u2").tobytes()), heads.astype("<u2").tobytes()
 
 
 FLOAT_FLAWS = {
@@ -455,7 +689,7 @@ def test_flawed_heads_are_refused(flaw):
         constants = {"key": Entry(CONSTANT), "rest": Entry(CONSTANT)}
         for name, value in changes.items():
             setattr(constants[name.split("_")[0]], name.split("_")[1], value)
-        record = strategies.chunk_record(list(constants.values()), 2, 2, 2, bytes(128))
+        record = strategies.chunk_record(list(constants.values()), 2, 2, bytes(128))
         assert refused(record, 64, 2) or flaw == "payload of another mode"
 
 
@@ -463,7 +697,7 @@ def test_flawed_heads_are_refused(flaw):
 def test_wide_keys_have_no_narrow_codec(codec):
     payload = bytes(64) if codec == RAW else strategies.zstandard.ZstdCompressor().compress(bytes(64))
     entries = [Entry(codec, 1, payload=payload), Entry(CONSTANT, 1)]
-    record = strategies.chunk_record(entries, 2, 2, 2, bytes(128))
+    record = strategies.chunk_record(entries, 2, 2, bytes(128))
     assert fate(decode_slowly, record, 64, 2) == "corrupt"
     assert fate(decode, record, 64, 2) == "corrupt"
 
@@ -477,7 +711,7 @@ def test_zstandard_symbols_must_fit_their_plane():
         narrow = Entry(ZSTANDARD, payload=compress(symbols))
         entries = [Entry(CONSTANT), narrow] if plane else [narrow, Entry(CONSTANT)]
         entries[1].flags = 2
-        record = strategies.chunk_record(entries, 2, 2, 2, data.tobytes())
+        record = strategies.chunk_record(entries, 2, 2, data.tobytes())
         if wide >> bits:
             assert refused(record, 64, 2)
         else:
@@ -490,7 +724,7 @@ def test_tables_of_a_narrow_plane_must_fit_it(codec):
     for top, expected in ((128, "corrupt"), (127, bytes(128))):
         fitting = {0: table[0], top: table[128]}
         rest = _entropy([0] * 64, codec, fitting, flags=2)
-        record = strategies.chunk_record([Entry(CONSTANT), rest], 2, 2, 2, bytes(128))
+        record = strategies.chunk_record([Entry(CONSTANT), rest], 2, 2, bytes(128))
         assert fate(decode_slowly, record, 64, 2) == expected
         assert fate(decode, record, 64, 2) == expected
 
@@ -500,7 +734,7 @@ def test_windows_must_fit_their_plane(codec):
     for base, top, good in ((1793, 254, True), (1794, 254, False), (0, 255, False), (2046, 1, True), (2047, 1, False)):
         table = {0: 1, top: 1} if codec == HUFFMAN else {0: 1, top: 4095}
         key = _entropy([0] * 64, codec, table, w=11, base=base)
-        record = strategies.chunk_record([key] + [Entry(CONSTANT)] * 7, 5, 8, 8, bytes(512))
+        record = strategies.chunk_record([key] + [Entry(CONSTANT)] * 7, 5, 8, bytes(512))
         expected = bytes(512) if good else "corrupt"
         assert fate(decode_slowly, record, 64, 8) == expected
         assert fate(decode, record, 64, 8) == expected
@@ -510,24 +744,22 @@ def test_windows_must_fit_their_plane(codec):
 @pytest.mark.parametrize("between", [None, RAW, CONSTANT, HUFFMAN, RANS])
 @pytest.mark.parametrize("last", [HUFFMAN, RANS])
 def test_a_shared_table_is_the_nearest_earlier_one(first, between, last):
-    n = strategies.GROUP
+    sizes = strategies.group_sizes((1 if between is None else 2) * strategies.GROUP + 1)
     tables = {HUFFMAN: {0: 1, 200: 1}, RANS: {0: 4090, 200: 6}}
     blocks, data = [], b""
-    for codec in (first, between):
-        if codec is None:
-            continue
+    for codec, n in zip((first, between), sizes[:-1], strict=False):
         symbols = np.zeros(n, np.int64)
         if codec == RAW:
             blocks.append(Entry(RAW, payload=bytes(n)))
         elif codec == CONSTANT:
             blocks.append(Entry(CONSTANT))
         else:
-            blocks.append(_entropy(symbols, codec, tables[codec], log_segment=17))
+            blocks.append(_entropy(symbols, codec, tables[codec], segments=2))
         data += bytes(n)
-    tail = [0, 200, 0, 0, 200]
-    blocks.append(_entropy(tail, last, tables[last], flags=1))
+    tail = [0, 200, 0, 0, 200] + [0] * (sizes[-1] - 5)
+    blocks.append(_entropy(tail, last, tables[last], flags=1, segments=2))
     data += bytes(tail)
-    record = strategies.chunk_record(blocks, 1, 1, 1, data)
+    record = strategies.chunk_record(blocks, 1, 1, data)
     nearest = between if between in (HUFFMAN, RANS) else first
     expected = data if nearest == last else "corrupt"
     assert fate(decode, record, len(data), 1) == expected
@@ -537,7 +769,7 @@ def test_a_shared_table_is_the_nearest_earlier_one(first, between, last):
 def test_tables_are_not_shared_across_planes():
     symbols = [0, 200, 0, 0]
     blocks = [_entropy(symbols, HUFFMAN, {0: 1, 200: 1}), _entropy(symbols, HUFFMAN, {0: 1, 200: 1}, flags=1)]
-    record = strategies.chunk_record(blocks, 1, 2, 2, np.repeat(np.array(symbols, np.uint8), 2).tobytes())
+    record = strategies.chunk_record(blocks, 1, 2, np.repeat(np.array(symbols, np.uint8), 2).tobytes())
     assert fate(decode, record, 4, 2) == "corrupt"
     assert fate(decode_slowly, record, 4, 2) == "corrupt"
 
@@ -545,7 +777,7 @@ def test_tables_are_not_shared_across_planes():
 @pytest.mark.parametrize("codec", [CONSTANT, HUFFMAN, RANS])
 def test_whole_elements_have_no_symbols(codec):
     entry = Entry(CONSTANT) if codec == CONSTANT else _entropy([0] * 80, codec, {0: 1, 1: 1} if codec == 3 else {0: 1, 1: 4095})
-    record = strategies.chunk_record([entry], 0, 2, 1, bytes(80))
+    record = strategies.chunk_record([entry], 0, 2, bytes(80))
     assert fate(decode, record, 40, 2) == "corrupt"
     assert fate(decode_slowly, record, 40, 2) == "corrupt"
 
@@ -573,8 +805,10 @@ def _head_flaws(record):
         yield f"split {split}", put(36, split), kind
     for width in (0, 1, 3, 4, 16):
         yield f"width {width}", put(37, width), "corrupt"
-    for planes in (0, 1, 3, 255):
-        yield f"planes {planes}", put(38, planes), "corrupt"
+    for transform in reference._NAMED:  # there is no header of one
+        yield f"transform {transform}", put(38, transform), "corrupt"
+    for transform in (max(reference._NAMED) + 1, 127, 255):
+        yield f"transform {transform}", put(38, transform), "unsupported"
     yield "inputs", put(39, 1), "unsupported"
     yield "decoded sum", put(40, record[40] ^ 1), "corrupt"
     yield "reserved field of an entry", put(48 + 14, 1), "corrupt"
@@ -599,7 +833,7 @@ def test_flawed_heads_of_records_are_refused(flaw):
 
 def test_padding_before_wide_payloads_is_needed_and_zero():
     data = np.random.default_rng(2).integers(0, 256, 16384, np.uint8).tobytes()
-    record = strategies.chunk_record([Entry(RAW, payload=data)], 1, 1, 1, data)
+    record = strategies.chunk_record([Entry(RAW, payload=data)], 1, 1, data)
     _both(record, 16384, 1, data)
     assert record[128 : 128 + 16] == data[:16]
     bad = bytearray(record)
@@ -620,8 +854,10 @@ def _small_records():
     yield "bf16", strategies.random_chunk(rng, 2, 2, 45, Taste(codecs=(HUFFMAN,), escape=1, most_symbols=6))
     yield "f64", strategies.random_chunk(rng, 5, 8, 40, Taste(codecs=(RANS, CONSTANT, ZSTANDARD), escape=1, most_symbols=4))
     yield "planes", strategies.random_chunk(rng, 1, 2, 33, Taste(codecs=(RANS, HUFFMAN), escape=1, most_symbols=9))
-    yield "f16", strategies.random_chunk(rng, 3, 2, 40, Taste(codecs=(RAW, ZSTANDARD)))
+    yield "f16", strategies.random_chunk(rng, 3, 2, 200, Taste(codecs=(RAW, ZSTANDARD)))
     yield "bytes", strategies.random_chunk(rng, 0, 4, 20, Taste())
+    for kind, number in KINDS.items():
+        yield kind, strategies.random_transform(np.random.default_rng(1), number, 60, Taste(codecs=(RAW, CONSTANT)))[0]
 
 
 RECORDS = dict(_small_records())
@@ -659,6 +895,13 @@ def test_every_flipped_bit_is_seen(name):
             assert fate(decode_slowly, flipped, chunk.elements, chunk.width) == "corrupt"
 
 
+def alike(ours, theirs, at, chunk):
+    """Whether two fates are the same. With another split, transform or number of elements entries stand elsewhere, and
+    break several rules, of which either may be met first."""
+    elsewhere = at in (36, 38) or (chunk.record[38] and 48 <= at < 112)
+    return ours == theirs or (elsewhere and {ours, theirs} == {"corrupt", "unsupported"})
+
+
 @pytest.mark.parametrize("name", RECORDS)
 def test_every_flipped_bit_behind_a_right_check_is_judged_alike(name):
     """The record's check is made right, so that the inner rules decide, and `decoded_sum` in the end."""
@@ -668,7 +911,8 @@ def test_every_flipped_bit_behind_a_right_check_is_judged_alike(name):
         record = strategies.rechecked(flipped)
         ours = fate(decode, record, chunk.elements, chunk.width)
         assert ours in ("corrupt", "unsupported", chunk.data), bit
-        assert ours == fate(decode_slowly, record, chunk.elements, chunk.width), bit
+        theirs = fate(decode_slowly, record, chunk.elements, chunk.width)
+        assert alike(ours, theirs, bit // 8, chunk), bit
         unseen += ours == chunk.data
     assert unseen < 8 * len(chunk.record) // 2  # padding symbols only
 
@@ -677,14 +921,13 @@ def test_every_flipped_bit_behind_a_right_check_is_judged_alike(name):
 def test_without_sums_both_decoders_decide_and_decode_alike(name, monkeypatch):
     """With both sums switched off nothing hides what the inner rules let pass."""
     chunk = RECORDS[name]
-    monkeypatch.setattr("tzip.chunks.sum64", lambda data: 0)
-    monkeypatch.setattr(reference, "sum64", lambda data: 0)
+    no_sums(monkeypatch)
     record = chunk.record[:8] + bytes(8) + chunk.record[16:40] + bytes(8) + chunk.record[48:]
     assert decode(record, chunk.elements, chunk.width) == chunk.data
     passed = 0
     for bit, flipped in _flips(record, 48):
         ours = fate(decode, flipped, chunk.elements, chunk.width)
-        assert ours == fate(decode_slowly, flipped, chunk.elements, chunk.width), bit
+        assert alike(ours, fate(decode_slowly, flipped, chunk.elements, chunk.width), bit // 8, chunk), bit
         passed += isinstance(ours, bytes)
     assert passed
 
@@ -695,12 +938,12 @@ def test_without_sums_random_damage_is_judged_alike(kind, elements, seed):
     rng = np.random.default_rng(seed)
     chunk = strategies.random_chunk(rng, split, width, elements)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr("tzip.chunks.sum64", lambda data: 0)
-        monkeypatch.setattr(reference, "sum64", lambda data: 0)
+        no_sums(monkeypatch)
         for _ in range(12):
             record = bytearray(chunk.record)
             record[8:16] = record[40:48] = bytes(8)
-            entries = 48 + 16 * record[38]
+            first, blocks = strategies.blocks_of(record)
+            entries = first + 16 * blocks
             low, high = [(48, entries), (entries, len(record)), (entries, min(len(record), entries + 200))][rng.integers(3)]
             for _ in range(int(rng.integers(1, 4))):
                 at = int(rng.integers(low, high)) if low < high else 48

@@ -1,6 +1,7 @@
 """Sums, rows, Huffman and rANS: against the reference decoder, and every malformed table refused."""
 
 import heapq
+from fractions import Fraction
 from functools import lru_cache
 from itertools import product
 
@@ -11,12 +12,12 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tzip.coders import huffman, rans, rows, zstd
+from tzip.coders import huffman, keys, planes, rans, rows, zstd
 from tzip.coders.errors import CorruptError, TruncatedError
 from tzip.coders.huffman import SLACK, HuffmanTable
 from tzip.coders.rans import RansTable
-from tzip.coders.sums import sum64
-from tzip.coders.tables import Alphabet, read_escapes
+from tzip.coders.sums import STRIPE, Sum, sum64
+from tzip.coders.tables import Alphabet, read_escapes, segment_size
 
 SIZES = [1, 31, 32, 33, 127, 128, 129, 895, 897, 1023, 4095, 4096, 4097]
 NO_ESCAPES = np.empty(0, np.uint32)
@@ -60,6 +61,22 @@ def test_sum64_sees_every_bit_and_the_order_of_stripes():
     assert len(zeros) == 7
 
 
+def test_sums_of_parts_are_those_of_the_whole():
+    data = np.random.default_rng(3).integers(0, 256, 5 * STRIPE + 77, np.uint8)
+    for cuts in ([], [STRIPE], [0, STRIPE, 3 * STRIPE], [5 * STRIPE], [STRIPE * i for i in range(6)]):
+        total = Sum()
+        for part in np.split(data, cuts):
+            total.add(part)
+        assert total.value() == reference.sum64(data.tobytes()), cuts
+    total = Sum()
+    assert total.value() == 0
+    total.add(data[:100])
+    assert total.value() == sum64(data[:100])
+    for more in (data[:STRIPE], data[:1]):
+        with pytest.raises(ValueError, match="stripe"):
+            total.add(more)
+
+
 def test_sum64_has_known_values():
     # From the reference decoder; a change of the constants in both would pass every other test.
     assert sum64(u8(b"")) == 0
@@ -86,12 +103,29 @@ def test_rows_equal_the_reference_at_every_size(width):
 
 @pytest.mark.parametrize("width", range(1, 9))
 def test_rows_of_a_whole_group(width):
-    symbols = np.random.default_rng(width).integers(0, 1 << width, 2**17 - 1).astype(np.uint8)
+    symbols = np.random.default_rng(width).integers(0, 1 << width, 2**18 - 1).astype(np.uint8)
     packed = rows.pack(symbols, width)
     assert bytes(reference.unpack_rows(packed.tobytes(), symbols.size, width)) == symbols.tobytes()
     out = np.empty(symbols.size, np.uint8)
     rows.unpack_into(packed, width, out)
     assert out.tobytes() == symbols.tobytes()
+
+
+@pytest.mark.parametrize("width", range(1, 9))
+def test_rows_lie_anywhere_and_nothing_else_is_written(width):
+    rng = np.random.default_rng(width)
+    for n in (1, 31, 255, 256, 257, 1000):
+        symbols = rng.integers(0, 1 << width, n).astype(np.uint8)
+        packed = rows.pack(symbols, width)
+        for lead in (1, 7, 32):
+            payload = np.concatenate((np.full(lead, 0xFF, np.uint8), packed))[lead:]
+            out = np.full(lead + n + 300, 0xEE, np.uint8)
+            rows.unpack_into(payload, width, out[lead : lead + n])
+            assert out[lead : lead + n].tobytes() == symbols.tobytes()
+            assert (out[:lead] == 0xEE).all()
+            assert (out[lead + n :] == 0xEE).all()
+            shifted = np.concatenate((np.zeros(lead, np.uint8), symbols))[lead:]
+            assert rows.pack(shifted, width).tobytes() == packed.tobytes()
 
 
 @pytest.mark.parametrize("width", range(1, 8))
@@ -213,7 +247,7 @@ def test_codes_are_the_canonical_ones(seed):
     lengths = np.zeros(256, np.int64)
     for byte, length in entries.items():
         lengths[byte] = length
-    codes = HuffmanTable(lengths).codes()
+    codes = HuffmanTable(lengths).codes
     for byte, (length, code) in reference.huffman_codes(entries).items():
         assert f"{codes[byte]:0{length}b}"[::-1] == f"{code:0{length}b}", byte
 
@@ -285,7 +319,13 @@ def _symbols(kind, n, k, seed=0):
     return alphabet[at].astype(np.uint8), counts
 
 
-def _check_round_trip(codec, symbols, counts, log_segment):
+def _decode_rans(buffer, start, stop, escapes, segments, shared, out):
+    stream = rans.open_stream(buffer, start, stop, escapes, segments, shared, out.size)
+    rans.decode_bytes(buffer, stream, out)
+    return stream.table
+
+
+def _check_round_trip(codec, symbols, counts, segments):
     if codec == "huffman":
         table = HuffmanTable(huffman.code_lengths(counts))
         encode, decode, slow = huffman.encode, huffman.decode_into, reference.huffman_decode
@@ -293,12 +333,12 @@ def _check_round_trip(codec, symbols, counts, log_segment):
         shared_reference = reference.Table(3, entries)
     else:
         table = rans.quantize(counts)
-        encode, decode, slow = rans.encode, rans.decode_into, reference.rans_decode
+        encode, decode, slow = rans.encode, _decode_rans, reference.rans_decode
         shared_reference = reference.Table(4, dict(zip(*_used(table.freq), strict=True)))
     escapes = np.array([7, 9], "<u4")
     for shared, listed in ((False, NO_ESCAPES), (True, escapes)):
-        payload = bytes(encode(symbols, table, shared, log_segment, listed))
-        expected, words, _ = slow(payload, symbols.size, log_segment, listed.size, shared_reference if shared else None)
+        payload = b"".join(encode(symbols, table, shared, segments, listed))
+        expected, words, _ = slow(payload, symbols.size, segments, listed.size, shared_reference if shared else None)
         assert bytes(expected) == symbols.tobytes()
         assert words == listed.tolist()
         # At any offset, with other bytes around it; nothing may depend on the slack.
@@ -306,8 +346,9 @@ def _check_round_trip(codec, symbols, counts, log_segment):
             buffer = np.full(lead + len(payload) + SLACK, rubbish, np.uint8)
             buffer[lead : lead + len(payload)] = u8(payload)
             out = np.full(symbols.size, 0xEE, np.uint8)
-            decode(buffer, lead, lead + len(payload), listed.size, log_segment, table if shared else None, out)
+            used = decode(buffer, lead, lead + len(payload), listed.size, segments, table if shared else None, out)
             assert out.tobytes() == symbols.tobytes()
+            assert _entries(used) == _entries(table)
 
 
 def _used(entries):
@@ -315,19 +356,24 @@ def _used(entries):
     return at.tolist(), entries[at].tolist()
 
 
+def _segment_numbers(n, how):
+    possible = strategies.segment_counts(n)
+    return possible[0] if how == "fewest" else max(k for k in possible if k <= 9)
+
+
 @pytest.mark.parametrize("kind", ["uniform", "skewed"])
-@pytest.mark.parametrize("log_segment", [12, 17])
+@pytest.mark.parametrize("how", ["fewest", "several"])
 @pytest.mark.parametrize("codec", ["huffman", "rans"])
-def test_round_trip_equals_the_reference(codec, log_segment, kind):
+def test_round_trip_equals_the_reference(codec, how, kind):
     for n, k in product(SIZES, (2, 3, 16, 100, 256)):
-        _check_round_trip(codec, *_symbols(kind, n, k), log_segment)
+        _check_round_trip(codec, *_symbols(kind, n, k), _segment_numbers(n, how))
 
 
-@pytest.mark.parametrize("log_segment", [12, 17])
+@pytest.mark.parametrize("how", ["fewest", "several"])
 @pytest.mark.parametrize("codec", ["huffman", "rans"])
-@pytest.mark.parametrize(("n", "k", "kind"), [(2**17, 256, "uniform"), (2**17, 40, "skewed"), (2**17 - 1, 2, "skewed")])
-def test_round_trip_of_whole_groups(codec, log_segment, n, k, kind):
-    _check_round_trip(codec, *_symbols(kind, n, k), log_segment)
+@pytest.mark.parametrize(("n", "k", "kind"), [(2**18, 256, "uniform"), (2**18, 40, "skewed"), (2**18 - 1, 2, "skewed")])
+def test_round_trip_of_whole_groups(codec, how, n, k, kind):
+    _check_round_trip(codec, *_symbols(kind, n, k), _segment_numbers(n, how))
 
 
 @pytest.mark.parametrize("codec", ["huffman", "rans"])
@@ -337,30 +383,59 @@ def test_payloads_are_as_small_as_promised(codec):
     p = counts[counts > 0] / symbols.size
     entropy = -(p * np.log2(p)).sum() * symbols.size / 8
     if codec == "huffman":
-        payload = huffman.encode(symbols, HuffmanTable(huffman.code_lengths(counts)), False, 17, NO_ESCAPES)
+        payload = b"".join(huffman.encode(symbols, HuffmanTable(huffman.code_lengths(counts)), False, 1, NO_ESCAPES))
         assert entropy <= len(payload) <= entropy * 1.01 + 300
     else:
-        payload = rans.encode(symbols, rans.quantize(counts), False, 17, NO_ESCAPES)
+        payload = b"".join(rans.encode(symbols, rans.quantize(counts), False, 1, NO_ESCAPES))
         assert entropy <= len(payload) <= entropy * 1.002 + 300
 
 
-@given(st.integers(0, 2**32 - 1), st.sampled_from(["huffman", "rans"]), st.integers(0, 5000), st.integers(12, 17))
-def test_arbitrary_tables_decode_like_the_reference(seed, codec, extra, log_segment):
+@given(st.integers(0, 2**32 - 1), st.sampled_from(["huffman", "rans"]), st.integers(0, 5000), st.integers(1, 255))
+def test_arbitrary_tables_decode_like_the_reference(seed, codec, extra, most):
     rng = np.random.default_rng(seed)
     symbols = sorted(rng.choice(256, int(rng.integers(2, 257)), replace=False).tolist())
     n = int(rng.integers(1, 300)) + extra
+    segments = max(k for k in strategies.segment_counts(n) if k <= most)
     coded = rng.choice(symbols, n)
     if codec == "huffman":
         table = strategies.random_lengths(rng, symbols)
-        before, after = strategies.huffman_payload(coded, table, log_segment, lambda c: rng.choice(symbols, c))
+        before, after = strategies.huffman_payload(coded, table, segments, lambda c: rng.choice(symbols, c))
         payload, decode = before + strategies.huffman_table(table) + after, huffman.decode_into
     else:
         table = strategies.random_frequencies(rng, symbols)
-        before, after = strategies.rans_payload(coded, table, log_segment, lambda c: rng.choice(symbols, c))
-        payload, decode = before + strategies.rans_table(table) + after, rans.decode_into
+        before, after = strategies.rans_payload(coded, table, segments, lambda c: rng.choice(symbols, c))
+        payload, decode = before + strategies.rans_table(table) + after, _decode_rans
     out = np.empty(n, np.uint8)
-    decode(np.concatenate((u8(payload), np.full(SLACK, 0x5A, np.uint8))), 0, len(payload), 0, log_segment, None, out)
+    decode(np.concatenate((u8(payload), np.full(SLACK, 0x5A, np.uint8))), 0, len(payload), 0, segments, None, out)
     assert out.tobytes() == coded.astype(np.uint8).tobytes()
+
+
+def test_numbers_of_segments():
+    """Section 7.5: K is a multiple of 128 of at most 2^17, and no segment is empty."""
+    for n in (*SIZES, 2**17, 2**17 + 1, 2**18 - 127, 2**18 - 1, 2**18):
+        for segments in range(256):
+            size = strategies.segment_size(n, segments) if segments else 0
+            if size:
+                assert segment_size(n, segments) == size
+                assert reference._segments(n, segments) == [size] * (segments - 1) + [n - size * (segments - 1)]
+            else:
+                with pytest.raises(CorruptError):
+                    segment_size(n, segments)
+                with pytest.raises(reference.Corrupt):
+                    reference._segments(n, segments)
+    assert strategies.segment_counts(2**18)[0] == 2
+    assert strategies.segment_counts(200) == [1, 2]
+    with pytest.raises(CorruptError):
+        segment_size(5, -1)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_slots_are_those_of_the_reference(seed):
+    rng = np.random.default_rng(seed)
+    entries = strategies.random_frequencies(rng, sorted(rng.choice(256, int(rng.integers(2, 257)), replace=False).tolist()))
+    slots = _build(RansTable, entries).slots
+    expected = reference.rans_slots(entries)
+    assert [(e & 255, e >> 20, e >> 8 & 4095) for e in slots.tolist()] == expected
 
 
 # ---- tables
@@ -415,6 +490,28 @@ def test_tables_round_trip(kind, entries, stored):
     assert _reference_table(kind, raw).entries == entries
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("entries", [e for kind, e, _ in _stored_tables() if kind is RansTable], ids=len)
+def test_dense_and_sparse_tables_of_rans_are_read(entries, sparse):
+    raw = strategies.rans_table(entries, sparse)
+    for tail in (b"", b"\xff" * 9):
+        read, size = RansTable.read(u8(raw + tail))
+        assert size == len(raw)
+        assert _entries(read) == entries
+    assert _reference_table(RansTable, raw).entries == entries
+    for n in range(len(raw)):
+        _refused(RansTable, raw[:n], TruncatedError)
+    for bit in range(8 * len(raw)):
+        flipped = bytearray(raw) + bytes(600)
+        flipped[bit // 8] ^= 1 << bit % 8
+        try:
+            expected = _reference_table(RansTable, flipped).entries
+        except reference.FormatError:
+            _refused(RansTable, flipped)
+        else:
+            assert _entries(RansTable.read(u8(flipped))[0]) == expected
+
+
 @pytest.mark.parametrize(("kind", "entries", "stored"), _stored_tables())
 def test_truncated_tables_are_truncated(kind, entries, stored):
     raw = stored(entries)
@@ -463,6 +560,14 @@ RANS_FAULTS = {
     "hi absent": bytes([5, 7, 1, 0xF0, 0xFF, 0, 0, 0]),
     "unused bits not zero": bytes([5, 7, 1, 0x10, 0x00, 0xFE, 0x1F, 0]),
     "padding not zero": bytes([5, 6, 1, 0xF0, 0xFF, 1]),
+    "sparse, lo absent": bytes([7, 5, 6, 1, 0xF0, 0xFF]),
+    "sparse, hi absent": bytes([7, 5, 3, 1, 0xF0, 0xFF]),
+    "sparse, a byte behind hi": bytes([7, 5, 13, 1, 0x10, 0, 0xFE, 0x0F]),
+    "sparse, an entry of 0": bytes([7, 5, 7, 1, 0x00, 0x00, 0xFF, 0x0F]),
+    "sparse, sum 4095": bytes([7, 5, 5, 1, 0xE0, 0xFF]),
+    "sparse, sum 4097": bytes([7, 5, 5, 2, 0xF0, 0xFF]),
+    "sparse, unused bits not zero": bytes([7, 5, 7, 1, 0x10, 0, 0xFE, 0x1F]),
+    "sparse, padding not zero": bytes([14, 5, 1, 2, 1, 0xF0, 0xFF, 1]),
 }
 
 
@@ -485,13 +590,17 @@ def test_the_sound_neighbours_of_the_faulty_tables_are_accepted():
         assert HuffmanTable.read(u8(raw))[1] == len(raw)
     for raw in (bytes([5, 6, 1, 0xF0, 0xFF, 0]), bytes([5, 7, 1, 0x10, 0x00, 0xFE, 0x0F, 0])):
         assert RansTable.read(u8(raw))[1] == len(raw)
+    sparse = ([7, 5, 5, 1, 0xF0, 0xFF], [7, 5, 7, 1, 0x10, 0, 0xFE, 0x0F], [14, 5, 1, 2, 1, 0xF0, 0xFF, 0])
+    for raw in map(bytes, sparse):
+        assert _reference_table(RansTable, raw).entries
+        assert RansTable.read(u8(raw))[1] == len(raw)
 
 
 # ---- escapes, windows, frames
 
 
 def _escape(symbol, position):
-    return (symbol << 17 | position).to_bytes(4, "little")
+    return (symbol << 18 | position).to_bytes(4, "little")
 
 
 def test_escapes_are_read_and_their_faults_refused():
@@ -499,12 +608,14 @@ def test_escapes_are_read_and_their_faults_refused():
     positions, symbols = read_escapes(u8(good), 100, 13)
     assert positions.tolist() == [0, 3, 99]
     assert symbols.tolist() == [5, 8191, 0]
+    positions, symbols = read_escapes(u8(_escape(3, 2**17) + _escape(8191, 2**18 - 1)), 2**18, 13)
+    assert (positions.tolist(), symbols.tolist()) == ([2**17, 2**18 - 1], [3, 8191])
     for bad in (
         _escape(1, 100),
         _escape(1, 4) + _escape(1, 4),
         _escape(1, 4) + _escape(1, 3),
         _escape(8192, 4),
-        _escape(1, 2**17 - 1) + _escape(1, 4),
+        _escape(1, 2**18 - 1) + _escape(1, 4),
         _escape(8192, 1) + _escape(1, 4),
     ):
         with pytest.raises(CorruptError):
@@ -552,3 +663,293 @@ def test_truncated_zstandard_frames_are_refused():
     for n in range(len(frame)):
         with pytest.raises(CorruptError):
             zstd.decode(frame[:n], 768)
+
+
+# ---- planes: splitting and joining heads
+
+HEADS = [(split, t) for split in planes.SPLITS.values() if split.head is not None for t in split.head.joined]
+SPLIT_SIZES = [1, 31, 32, 63, 64, 65, 255, 256, 257, 511, 513, 1000, 4099]
+
+
+def _windows(rng, keys_of, bits):
+    """Windows with and without key 0 over keys that occur, some of which escape."""
+    base_of = (lambda low: low - 1) if bits > 8 else (lambda low: 0)
+    used = np.unique(keys_of[keys_of > 0]) if (keys_of > 0).any() else np.array([1])
+    top = (1 << bits) - 1
+    for zero in (False, True):
+        for low in {1, int(used[0]), int(used[used.size // 2]), top}:
+            room = min(254 if bits > 8 else 256, top - low + 1)
+            for span in {0, int(rng.integers(0, room)), room - 1}:
+                yield planes.Window(base_of(low), low, low + span, zero, low - base_of(low) + int(rng.integers(0, span + 1)))
+
+
+def _naive_split(words, head, joined, signless, w):
+    """Sections 6.1, 6.2 and 7.3, element by element."""
+    low = head.mantissa - joined
+    coded, rest, escapes = [], [], []
+    for i, word in enumerate(words.tolist()):
+        h = word >> 8 * words.itemsize - 16
+        key = h >> low & (1 << head.exponent + joined) - 1
+        rest.append(h & (1 << low) - 1 | (0 if signless else h >> 15 << low))
+        if w.low <= key <= w.high:
+            coded.append(key - w.base)
+        elif key == 0 and w.zero:
+            coded.append(0)
+        else:
+            coded.append(w.instead)
+            escapes.append(key << 18 | i)
+    return bytes(coded), bytes(rest), escapes
+
+
+@pytest.mark.parametrize("signless", [False, True])
+@pytest.mark.parametrize(("split", "joined"), HEADS, ids=lambda v: getattr(v, "name", v))
+def test_heads_are_split_and_packed_as_the_text_says(split, joined, signless):
+    head, bits = split.head, split.head.exponent + joined
+    width = split.bits(1, joined, signless)
+    rng = np.random.default_rng([split.wire_id, joined, signless])
+    for n in SPLIT_SIZES:
+        for kind in ("normal", "random", "signed_zero"):
+            words = strategies.array(kind, n, split.width, split.name).view(f"<u{split.width}")
+            heads = (words >> words.dtype.type(8 * split.width - 16)).astype(np.int64)
+            keys_of = heads >> head.mantissa - joined & (1 << bits) - 1
+            windows = list(_windows(rng, keys_of, bits))
+            for w in windows if n < 600 and kind == "normal" else [windows[i] for i in rng.integers(0, len(windows), 2)]:
+                coded, rest, escapes = planes.split_head_loose(words, head, joined, signless, w)
+                assert (coded.tobytes(), rest.tobytes(), escapes.tolist()) == _naive_split(words, head, joined, signless, w)
+                packed = planes.split_head(words, head, joined, signless, w)
+                assert packed[0].tobytes() == coded.tobytes()
+                assert packed[1].tobytes() == rows.pack(rest, width).tobytes() == strategies.pack_rows(rest, width)
+                assert packed[2].tolist() == escapes.tolist()
+
+
+@pytest.mark.parametrize(("split", "joined"), HEADS, ids=lambda v: getattr(v, "name", v))
+def test_a_split_whole_group_has_its_escapes_at_its_ends(split, joined):
+    n, head = 2**18, split.head
+    words = np.zeros(n, f"<u{split.width}")
+    word = words.dtype.type
+    words[[0, 1, 65535, 65536, n - 2, n - 1]] = word(1 << 8 * split.width - 2)
+    w = planes.Window(0, 1, 1, True, 0)
+    coded, packed, escapes = planes.split_head(words, head, joined, True, w)
+    key = 1 << head.exponent + joined - 1
+    assert escapes.tolist() == [key << 18 | i for i in (0, 1, 65535, 65536, n - 2, n - 1)]
+    assert not coded.any()
+    assert not packed.any()
+    assert planes.split_head_loose(words, head, joined, True, w)[2].tolist() == escapes.tolist()
+
+
+@pytest.mark.parametrize("mode", [0, 1, 2])
+@pytest.mark.parametrize(("split", "joined"), HEADS, ids=lambda v: getattr(v, "name", v))
+def test_joining_undoes_the_split(split, joined, mode):
+    head, bits = split.head, split.head.exponent + joined
+    low = head.mantissa - joined
+    rng = np.random.default_rng([split.wire_id, joined, mode])
+    for n in SPLIT_SIZES:
+        heads = rng.integers(0, 65536, n).astype(np.uint16)
+        heads[rng.random(n) < 0.2] &= 0x8000  # key 0
+        if mode:
+            heads = heads & np.uint16(0x7FFF) | np.uint16(0x8000 * (mode == 2))
+        for w in _windows(rng, heads.astype(np.int64) >> low & (1 << bits) - 1, bits):
+            words = heads.astype(f"<u{split.width}") << np.dtype(f"<u{split.width}").type(8 * split.width - 16)
+            coded, rest, escapes = planes.split_head_loose(words, head, joined, mode != 0, w)
+            out = np.full(n, 0xEEEE, np.uint16)
+            planes.join(coded, rest, low, w.base, 0x8000 * (mode == 2), out)
+            planes.put_keys(out, head, joined, escapes & np.uint32((1 << 18) - 1), (escapes >> np.uint32(18)).astype(np.uint16))
+            assert out.tobytes() == heads.tobytes()
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_words_are_joined_from_heads_and_tails(width):
+    rng = np.random.default_rng(width)
+    for n in (1, 31, 1000):
+        words = rng.integers(0, 256, n * width, np.uint8).view(f"<u{width}")
+        raw = words.view(np.uint8).reshape(n, width)
+        heads = (words >> words.dtype.type(8 * width - 16)).astype(np.uint16)
+        out = np.empty_like(words)
+        planes.join_words(heads, [planes.byte_plane(words, s) for s in range(8 * width - 24, -1, -8)], out)
+        assert out.tobytes() == words.tobytes()
+        for k in range(width):
+            assert planes.byte_plane(words, 8 * k).tobytes() == raw[:, k].tobytes()
+
+
+# ---- planes: counting
+
+
+def _naive_keys(words, head, joined):
+    heads = (words >> words.dtype.type(8 * words.itemsize - 16)).astype(np.int64)
+    return heads >> head.mantissa - joined & (1 << head.exponent + joined) - 1, heads
+
+
+@pytest.mark.parametrize(("split", "joined"), HEADS, ids=lambda v: getattr(v, "name", v))
+def test_all_keys_bytes_and_rests_are_counted(split, joined):
+    head = split.head
+    low = head.mantissa - joined
+    for n in (*SPLIT_SIZES, 70016):
+        words = strategies.array("outliers", n, split.width, split.name).view(f"<u{split.width}")
+        keys_of, heads = _naive_keys(words, head, joined)
+        counts = planes.key_counts(words, head, joined)
+        assert counts.tolist() == np.bincount(keys_of, minlength=1 << head.exponent + joined).tolist()
+        for k in range(split.width):
+            plane = words.view(np.uint8).reshape(n, -1)[:, k]
+            assert planes.byte_counts(words, 8 * k).tolist() == np.bincount(plane, minlength=256).tolist()
+        for signless in (False, True) if n < 64 or n % 64 == 0 else ():  # else two runs overlap
+            rests = heads & (1 << low) - 1 | (0 if signless else heads >> 15 << low)
+            assert planes.rest_counts(words, head, joined, signless, 1).tolist() == np.bincount(rests, minlength=256).tolist()
+
+
+@pytest.mark.parametrize("every", [2, 3, 8, 32])
+def test_a_sample_is_one_run_of_64_in_each_stretch_and_is_scaled(every):
+    """Keys that name the run of 64 they stand in show which were counted."""
+    head, stretch = planes.F64.head, 64 * every
+    for stretches in (1, 2, 7, 12):
+        n = stretches * stretch
+        words = (np.arange(n, dtype=np.uint64) // np.uint64(64)) << np.uint64(50)
+        counts = planes.key_counts(words, head, 2, every)
+        chosen = np.flatnonzero(counts)
+        assert (chosen // every).tolist() == list(range(stretches))
+        assert (counts[chosen] == stretch).all()
+        assert planes.key_counts(words.copy(), head, 2, every).tolist() == counts.tolist()
+        signed = words | np.uint64(1 << 63)
+        assert planes.key_counts(signed, head, 2, every).tolist() == counts.tolist()
+        tops = planes.byte_counts(words, 50, every)
+        assert tops.sum() == n
+        assert np.flatnonzero(tops).tolist() == sorted({int(c) & 255 for c in chosen})
+    # Rests and keys come from the same elements: a rest of 5 bits says which half of a run it is.
+    words = np.arange(10 * stretch, dtype=np.uint64) // np.uint64(32) % np.uint64(2) << np.uint64(48)
+    rests = planes.rest_counts(words, head, 0, False, every)
+    assert rests[:2].tolist() == [5 * stretch, 5 * stretch]
+
+
+@given(st.integers(1, 3000), st.sampled_from([2, 8, 32]), st.integers(0, 2**32 - 1))
+def test_samples_of_any_size_hold_what_they_say(n, every, seed):
+    words = np.random.default_rng(seed).integers(0, 65536, n).astype(np.uint16)
+    counts = planes.key_counts(words, planes.BF16.head, 0, every)
+    runs = -(-n // (64 * every))
+    assert counts.sum() == every * min(64, n) * runs
+    everything = planes.key_counts(words, planes.BF16.head, 0)
+    assert (counts % every == 0).all()
+    assert (counts[everything == 0] == 0).all()
+    assert planes.rest_counts(words, planes.BF16.head, 0, False, every).sum() == counts.sum()
+    assert planes.byte_counts(words, 8, every).sum() == counts.sum()
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_sign_modes(width):
+    one = np.dtype(f"<u{width}").type(1 << 8 * width - 1)
+    for n in (1, 2, 1023, 1024, 1025, 3000):
+        words = np.random.default_rng(n).integers(0, 256, n * width, np.uint8).view(f"<u{width}")
+        assert planes.sign_mode(words & ~one) == 1
+        assert planes.sign_mode(words | one) == 2
+        for at in {0, n // 2, n - 1} if n > 1 else ():
+            for mode in (1, 2):
+                mixed = words & ~one if mode == 1 else words | one
+                mixed[at] ^= one
+                assert planes.sign_mode(mixed) == 0
+
+
+@pytest.mark.parametrize(("split", "joined"), HEADS, ids=lambda v: getattr(v, "name", v))
+def test_same_keys(split, joined):
+    head = split.head
+    shift = 8 * split.width - 16 + head.mantissa - joined
+    mask = (1 << head.exponent + joined) - 1 << shift
+    word = np.dtype(f"<u{split.width}").type
+    for n in (1, 2, 1023, 1024, 1025, 3000):
+        words = np.random.default_rng(n).integers(0, 256, n * split.width, np.uint8).view(f"<u{split.width}")
+        words = words & ~word(mask) | word(5 << shift)  # signs, rests and tails differ
+        assert planes.same_keys(words, head, joined)
+        for at in {0, n // 2, n - 1} if n > 1 else ():
+            for bit in (shift, shift + head.exponent + joined - 1):
+                other = words.copy()
+                other[at] ^= word(1 << bit)
+                assert not planes.same_keys(other, head, joined)
+
+
+# ---- keys and windows
+
+
+def _naive_map(counts, limit, holes):
+    """The rule of keys.map_keys: a key has a byte when 20 bits for each time exceed what its table entry costs."""
+    total, wide = sum(counts), len(counts) > 256
+    pays = [c * 20 > total * Fraction(1443, 1000) / 4096 + 24 for c in counts]
+    found = [k for k in range(1, len(counts)) if pays[k]] or [max(range(1, len(counts)), key=lambda k: counts[k])]
+    low, high = found[0], found[-1]
+    if wide and high - low + 1 > limit:
+        starts = range(low, high - limit + 2)
+        low = max(starts, key=lambda k: sum(counts[k : k + limit]))
+        high = low + limit - 1
+    base = low - 1 if wide else 0
+    byte_counts = [0] * 256
+    for k in range(low, high + 1):
+        byte_counts[k - base] = counts[k] or int(holes)
+    escapes = total - sum(counts[low : high + 1])
+    if pays[0]:
+        byte_counts[0] = counts[0]
+        escapes -= counts[0]
+    instead = byte_counts.index(max(byte_counts))
+    byte_counts[instead] += escapes
+    if sum(c > 0 for c in byte_counts) < 2:
+        byte_counts[0 if instead else 1] = 1
+    return planes.Window(base, low, high, pays[0], instead), byte_counts, escapes
+
+
+def _check_map(counts, limit=254, holes=False):
+    window, byte_counts, escapes = _naive_map(counts, limit, holes)
+    mapping = keys.map_keys(np.array(counts, np.int64), limit=limit, holes=holes)
+    assert mapping.window == window
+    assert mapping.counts.tolist() == byte_counts
+    assert mapping.escapes == escapes
+    assert sum(c > 0 for c in byte_counts) >= 2
+    rans.quantize(mapping.counts)
+    return mapping
+
+
+@given(
+    st.sampled_from([5, 8, 9, 10, 11, 13]), st.sampled_from(["few", "bell", "two bells", "even"]), st.booleans(),
+    st.sampled_from([254, 127]), st.integers(0, 2**32 - 1), st.integers(0, 18),
+)  # fmt: skip
+def test_keys_are_mapped_by_the_rule(bits, shape, holes, limit, seed, log):
+    rng = np.random.default_rng(seed)
+    n, size = int(rng.integers(1, (1 << log) + 1)), 1 << bits
+    if shape == "few":
+        drawn = rng.choice(rng.integers(0, size, 3), n)
+    elif shape == "even":
+        drawn = rng.integers(0, size, n)
+    else:
+        centre = rng.integers(0, size, 1 if shape == "bell" else 2)
+        drawn = np.clip(rng.choice(centre, n) + np.round(rng.normal(0, size / 40, n)).astype(int), 0, size - 1)
+    counts = np.bincount(drawn, minlength=size)
+    counts[0] += int(rng.choice([0, 1, n]))
+    _check_map(counts.tolist(), limit, holes)
+
+
+def test_windows_at_the_ends():
+    for size in (32, 256, 1024, 8192):
+        for at in ([0], [1], [size - 1], [0, 1], [0, size - 1], [1, size - 1], list(range(size))):
+            for count in (1, 2, 1000):
+                counts = [count * (k in at) for k in range(size)]
+                mapping = _check_map(counts)
+                assert mapping.escapes == 0 or count < 3 or size > 256
+    # Equally good windows: the first is taken.
+    counts = [0] * 1024
+    counts[10] = counts[900] = 5000
+    assert _check_map(counts).window.low == 10
+    counts[900] += 1
+    assert _check_map(counts).window.high == 900
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([8, 10, 13]))
+def test_other_counts_fare_as_the_window_says(seed, bits):
+    rng = np.random.default_rng(seed)
+    first, second = (np.bincount(rng.geometric(0.02, 500) % (1 << bits), minlength=1 << bits) for _ in range(2))
+    window = keys.map_keys(first.astype(np.int64)).window
+    again = keys.map_again(window, second.astype(np.int64))
+    expected = [0] * 256
+    escapes = 0
+    for key, count in enumerate(second.tolist()):
+        if window.low <= key <= window.high:
+            expected[key - window.base] += count
+        elif key == 0 and window.zero:
+            expected[0] += count
+        else:
+            escapes += count
+    expected[window.instead] += escapes
+    assert (again.window, again.counts.tolist(), again.escapes) == (window, expected, escapes)

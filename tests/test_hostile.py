@@ -9,7 +9,10 @@ from pathlib import Path
 import forge
 import numpy as np
 import pytest
+import reference
+import strategies
 from forge import CHNK, DONE, Cat, Forged
+from strategies import CONSTANT, Entry
 
 import tzip
 from tzip import CorruptError, NotAnArchiveError, TruncatedError, TzipError, UnsupportedError, UsageError
@@ -180,7 +183,7 @@ def test_headers(samples: dict[str, Sample], tmp_path: Path) -> None:
         {"must": 1},
         {"must": 1 << 31},
         {"chunk_log": 21},
-        {"group_log": 16},
+        {"group_log": 17},
     ):
         error = refuse(forge.header(data, **fields) + data[64:], tmp_path, UnsupportedError)
         assert error.exit_code == 5
@@ -496,15 +499,14 @@ CHUNKS: dict[str, Callable[[bytearray], None]] = {
     "elements 0": put(32, "<I", 0),
     "elements huge": put(32, "<I", 0xFFFFFFFF),
     "width": put(37, "B", 4),
-    "planes": put(38, "B", 7),
-    "planes 0": put(38, "B", 0),
-    "planes 255": put(38, "B", 255),
+    **{f"transform {t} without its header": put(38, "B", t) for t in reference._NAMED},
     "decoded sum": flip(40),
     "joined": put(49, "B", 3),
     "joined of the rest": flip(65),
-    "log_segment 11": put(50, "B", 11),
-    "log_segment 18": put(50, "B", 18),
-    "log_segment 255": put(50, "B", 255),
+    "segments 0": put(50, "B", 0),
+    "segments 2": put(50, "B", 2),  # a number that the block could have
+    "segments 4": put(50, "B", 4),
+    "segments 255": put(50, "B", 255),
     "flags: table that is not there": flip(51, 1),
     "flags: sign of the key": flip(51, 2),
     "flags: reserved": flip(51, 8),
@@ -568,24 +570,40 @@ def test_entries_are_proven_before_anything_is_decoded(samples: dict[str, Sample
         for lie in (
             "joined",
             "joined of the rest",
-            "log_segment 11",
-            "log_segment 18",
+            "segments 0",
+            "segments 4",
+            "segments 255",
             "sign mode 3",
             "escapes huge",
-            "planes",
+            "transform 1 without its header",
+            "transform 4 without its header",
         ):
             record = bytearray(good)
             CHUNKS[lie](record)
             with pytest.raises(CorruptError):
                 read_blocks(memoryview(record), 0, 0, elements, 2)
     # Constants have no size that would show it: the joined bits of key and rest must be the same all the same.
-    f = Forged(tzip.encode(np.full(6000, 0x3F80, "<u2").view(np.uint8), dtype="BF16"))
-    record = bytearray(f.records[f.chunks()[0]][1])
+    entries = [Entry(CONSTANT, joined=2, value=0x3F80 >> 5), Entry(CONSTANT, joined=2)]
+    record = bytearray(strategies.chunk_record(entries, 2, 2, np.full(6000, 0x3F80, "<u2").tobytes()))
     assert (record[36], record[48], record[64]) == (2, 1, 1)
     read_blocks(memoryview(record), 0, 0, 6000, 2)
     record[65] ^= 2 if record[65] != 2 else 3
     with pytest.raises(CorruptError):
         read_blocks(memoryview(record), 0, 0, 6000, 2)
+
+
+@pytest.mark.parametrize("transform", [max(reference._NAMED) + 1, 100, 128, 255])
+def test_unknown_transform_makes_only_its_tensor_unsupported(samples: dict[str, Sample], transform: int) -> None:
+    data, _, tensors = samples["default"]
+    f = Forged(data)
+    change_chunk(f, 0, put(38, "B", transform))
+    with tzip.open(f.build()) as archive:
+        assert {t.name for t in archive.tensors()} == set(tensors)
+        with pytest.raises(UnsupportedError) as caught:
+            archive["w"]
+        assert caught.value.tensor == "w"
+        assert f"transform {transform}" in str(caught.value)
+        assert archive.tensor("f").raw().tobytes() == tensors["f"]
 
 
 @pytest.mark.parametrize("codec", [5, 6, 7, 8, 15, 16, 127, 128, 255])

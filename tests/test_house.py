@@ -48,6 +48,7 @@ def test_kernels_call_kernels_of_their_own_file_only():
     for path in sorted((ROOT / "coders").glob("*.py")):
         tree = _tree(path)
         own = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+        own |= {name for n in tree.body if isinstance(n, ast.Assign) for name in _made(n, own)}
         imported = {
             a.asname or a.name for n in tree.body if isinstance(n, ast.ImportFrom) and n.module and n.module.startswith("tzip")
             for a in n.names
@@ -71,6 +72,16 @@ def test_kernels_do_not_allocate_or_raise():
                 assert not isinstance(node, ast.Raise | ast.Assert), f"{path.name}: {function.name} raises"
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                     assert node.func.attr not in {"empty", "zeros", "ones", "array", "copy", "append"}, function.name
+
+
+def _made(assignment: ast.Assign, makers: set[str]) -> set[str]:
+    """The names that an assignment gives to what functions of the same file return: intrinsics made for a width."""
+    value, target = assignment.value, assignment.targets[0]
+    values = value.elts if isinstance(value, ast.Tuple) else [value]
+    targets = target.elts if isinstance(target, ast.Tuple) else [target]
+    if not all(isinstance(v, ast.Call) and isinstance(v.func, ast.Name) and v.func.id in makers for v in values):
+        return set()
+    return {t.id for t in targets if isinstance(t, ast.Name)}
 
 
 def _is_kernel(function: ast.FunctionDef) -> bool:

@@ -1,0 +1,540 @@
+"""Transforms: structure that is taken off a chunk before the split (FORMAT.md, section 6.3).
+
+Each forward function is exact for every bit pattern, or returns None. `check` proves what the header alone can show,
+`invert` the rest, before a kernel uses a number from the file as an index.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Protocol, no_type_check
+
+import numpy as np
+
+from tzip.coders import grid as grids
+from tzip.coders import order
+from tzip.coders.arrays import U8, U64, Words
+from tzip.coders.errors import CorruptError, UnsupportedError
+from tzip.coders.jit import kernel
+from tzip.coders.planes import WORD
+
+PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS = range(1, 7)
+TRANSFORMS: dict[int, str] = {
+    PALETTE: "palette",
+    GRID: "grid",
+    SPARSE: "sparse",
+    DIFFERENCE: "difference",
+    OFFSET: "offset",
+    ROWS: "rows",
+}
+MAX_ELEMENTS = 1 << 20
+MAX_GROUPS = 32
+MAX_STRING = grids.MAX_STRING
+_SLOTS = 1024  # of the hash table for at most 256 values
+
+
+class TransformHeader(Protocol):
+    """The fields of a transform header."""
+
+    @property
+    def inner(self) -> int: ...
+    @property
+    def inner_width(self) -> int: ...
+    @property
+    def a(self) -> int: ...
+    @property
+    def size_a(self) -> int: ...
+    @property
+    def size_b(self) -> int: ...
+    @property
+    def b(self) -> int: ...
+    @property
+    def c(self) -> int: ...
+    @property
+    def v(self) -> int: ...
+
+
+def _none() -> U8:
+    return np.empty(0, np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Transformed:
+    """A chunk after a transform: raw inner elements, shape (m * inner_width,), parameters, and the strings A and B."""
+
+    kind: int
+    inner: U8
+    inner_width: int
+    a: int = 0
+    b: int = 0
+    c: int = 0
+    v: int = 0
+    side_a: U8 = field(default_factory=_none)
+    side_b: U8 = field(default_factory=_none)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def check(kind: int, n: int, width: int, head: TransformHeader) -> None:
+    """Prove what the header of a transform shows alone, for n elements of `width` bytes.
+
+    Raises UnsupportedError for an unknown kind, CorruptError for what no transform of that kind has.
+    """
+    if kind not in TRANSFORMS:
+        raise UnsupportedError(f"transform {kind} is not known to this tzip; upgrade it")
+    if not 1 <= n <= MAX_ELEMENTS or width not in WORD or not 0 <= head.inner <= MAX_ELEMENTS:
+        raise CorruptError(f"{TRANSFORMS[kind]}: {n} elements of {width} bytes, {head.inner} inner ones")
+    if not (0 <= head.size_a <= MAX_STRING and 0 <= head.size_b <= MAX_STRING):
+        raise CorruptError(f"{TRANSFORMS[kind]}: strings of {head.size_a} and {head.size_b} bytes")
+    if not _HOLDS[kind](n, width, head):
+        raise CorruptError(f"{TRANSFORMS[kind]}: the header contradicts itself for {n} elements of {width} bytes")
+
+
+def _unnamed(head: TransformHeader, *named: str) -> bool:
+    """Say whether the parameters and strings that a transform does not name are zero."""
+    return not any(getattr(head, f) for f in ("a", "size_a", "size_b", "b", "c", "v") if f not in named)
+
+
+def _palette_holds(n: int, width: int, head: TransformHeader) -> bool:
+    if head.a not in (1, 2, 4, 8) or head.inner_width != 1 or head.inner != -(-n * head.a // 8):
+        return False
+    k, odd = divmod(head.size_a, width)
+    return not odd and 1 <= k <= 1 << head.a and _unnamed(head, "a", "size_a")
+
+
+def _grid_holds(n: int, width: int, head: TransformHeader) -> bool:
+    container, storage = head.a & 15, head.a >> 4
+    if grids.ELEMENT_WIDTH.get(container) != width or storage not in grids.SCALE_WIDTH:
+        return False
+    if not 1 <= head.c <= head.b <= MAX_ELEMENTS or head.inner_width != 1 or head.inner != n:
+        return False
+    if head.size_b % (4 + width) or head.size_b // (4 + width) > n:
+        return False
+    blocks = grids.blocks_of(n, head.c, head.b)
+    return head.size_a == blocks * grids.SCALE_WIDTH[storage] and _unnamed(head, "a", "size_a", "size_b", "b", "c")
+
+
+def _sparse_holds(n: int, width: int, head: TransformHeader) -> bool:
+    if head.inner_width != width or head.inner > n or head.size_a != -(-n // 8):
+        return False
+    return head.v >> 8 * width == 0 and _unnamed(head, "size_a", "v")
+
+
+def _difference_holds(n: int, width: int, head: TransformHeader) -> bool:
+    if head.inner_width != width or head.inner != n or not 1 <= head.b <= MAX_ELEMENTS:
+        return False
+    return head.v >> 8 * width == 0 and _unnamed(head, "b", "v")
+
+
+def _rows_hold(n: int, width: int, head: TransformHeader) -> bool:
+    if head.inner_width != width or head.inner != n or not 1 <= head.c <= head.b <= MAX_ELEMENTS:
+        return False
+    if not 1 <= head.a <= MAX_GROUPS or head.size_a != order.row_count(n, head.c, head.b):
+        return False
+    return _unnamed(head, "a", "size_a", "b", "c")
+
+
+def _offset_holds(n: int, width: int, head: TransformHeader) -> bool:
+    if head.inner_width not in WORD or head.inner_width >= width or head.inner != n:
+        return False
+    return head.v >> 8 * width == 0 and _unnamed(head, "v")
+
+
+_HOLDS = {
+    PALETTE: _palette_holds,
+    GRID: _grid_holds,
+    SPARSE: _sparse_holds,
+    DIFFERENCE: _difference_holds,
+    OFFSET: _offset_holds,
+    ROWS: _rows_hold,
+}
+
+
+def invert(kind: int, inner: U8, side_a: U8, side_b: U8, head: TransformHeader, width: int, out: U8) -> None:
+    """Fill `out`, shape (n * width,), with the elements that the inner ones, shape (m * inner_width,), stand for.
+
+    Raises CorruptError, or UnsupportedError, for all that section 6.3 rules out.
+    """
+    n, odd = divmod(out.size, width)
+    check(kind, n, width, head)
+    check_strings(kind, n, width, head, side_a, side_b)
+    if odd or inner.size != head.inner * head.inner_width:
+        raise CorruptError(f"{TRANSFORMS[kind]}: {inner.size} bytes of inner elements for {out.size} of elements")
+    target = out if _fits(out, 8) else np.empty(out.size, np.uint8)  # 8: a palette writes words of up to 8 bytes
+    words = target.view(WORD[width])
+    symbols = _words(inner, head.inner_width)
+    if kind == PALETTE:
+        _invert_palette(inner, side_a, head.a, width, target)
+    elif kind == GRID:
+        scales = grids.read_scales(side_a, head.a >> 4)
+        grids.multiply(symbols, scales, head.c, head.b, head.a & 15, words)
+        at, elements = grids.read_exceptions(side_b, n, width)
+        words[at] = elements
+    elif kind == SPARSE:
+        _invert_sparse(symbols, side_a, head.v, words)
+    elif kind == DIFFERENCE:
+        if head.b == 1:
+            _sum(symbols, words.dtype.type(head.v), words)
+        else:
+            _sum_far(symbols, words.dtype.type(head.v), head.b, words)
+    elif kind == ROWS:
+        order.scatter(symbols, head.c, head.b, side_a, words)
+    else:
+        np.add(symbols, words.dtype.type(head.v), out=words, dtype=words.dtype, casting="unsafe")
+    if target is not out:
+        out[:] = target
+
+
+def check_strings(kind: int, n: int, width: int, head: TransformHeader, side_a: U8, side_b: U8) -> None:
+    """Prove the strings of a transform whose header `check` has proven; `invert` does so, too.
+
+    Raises CorruptError for all that section 6.3 rules out without a look at the inner elements.
+    """
+    if (side_a.size, side_b.size) != (head.size_a, head.size_b):
+        raise CorruptError(f"{TRANSFORMS[kind]}: strings of another size than the header says")
+    if kind == GRID:
+        grids.read_scales(side_a, head.a >> 4)
+        grids.read_exceptions(side_b, n, width)
+    elif kind == SPARSE:
+        if n % 8 and int(side_a[-1]) >> n % 8:
+            raise CorruptError("sparse: unused bits of the mask are not zero")
+        ones = int(_count_ones(_words(side_a[: side_a.size // 8 * 8], 8)))
+        ones += sum(int(b).bit_count() for b in side_a[side_a.size // 8 * 8 :])
+        if ones != head.inner:
+            raise CorruptError(f"sparse: {head.inner} inner elements, but the mask has {ones}")
+
+
+def _fits(raw: U8, width: int) -> bool:
+    return raw.flags.c_contiguous and raw.ctypes.data % width == 0
+
+
+def _words(raw: U8, width: int) -> Words:
+    """Return the elements of raw bytes; a copy when they are not aligned."""
+    return (raw if _fits(raw, width) else raw.copy()).view(WORD[width])
+
+
+def _invert_palette(inner: U8, values: U8, bits: int, width: int, out: U8) -> None:
+    """Copy a row of elements for each inner byte: those of the 8 / bits indices that it holds."""
+    k = values.size // width
+    each = 8 // bits
+    n = out.size // width
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    indices = np.arange(256, dtype=np.uint8)[:, None] >> shifts & np.uint8((1 << bits) - 1)
+    whole = n // each
+    if k < 1 << bits and inner.size:
+        if bits == 8:
+            good = int(inner.max()) < k
+        else:
+            seen = np.zeros(256, np.uint8)
+            _see(inner[:whole], seen)
+            good = not (seen.astype(bool) & (indices >= k).any(axis=1)).any()
+        if not good:
+            raise CorruptError(f"palette: an index is not below {k}")
+    table = np.zeros((1 << bits, width), np.uint8)
+    table[:k] = values.reshape(k, width)
+    rows = np.ascontiguousarray(table[indices]).reshape(-1)  # 256 rows of each * width bytes
+    step = min(each * width, 8)
+    _rows(inner[:whole], rows.view(WORD[step]), out[: whole * each * width].view(WORD[step]))
+    rest = n - whole * each
+    if rest:
+        last = int(inner[-1])
+        if last >> rest * bits or any(int(i) >= k for i in indices[last, :rest]):
+            raise CorruptError("palette: in the last byte, unused bits are not zero or an index is too large")
+        out[whole * each * width :] = table[indices[last, :rest]].reshape(-1)
+
+
+def _invert_sparse(inner: Words, mask: U8, fill: int, out: Words) -> None:
+    if not inner.size:
+        out[:] = fill
+        return
+    values = np.empty(inner.size + 1, inner.dtype)
+    values[0] = fill
+    values[1:] = inner
+    _expand(values, mask, _ranks(), out)  # `check_strings` has proven the mask
+
+
+@cache
+def _ranks() -> U8:
+    """Return, for each byte and bit, the number of bits set below that one."""
+    ones = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return (np.cumsum(ones, axis=1) - ones).astype(np.uint8).reshape(-1)
+
+
+# ---------------------------------------------------------------- applying
+
+
+def palette(raw: U8, width: int) -> Transformed | None:
+    """Return elements, shape (n * width,) as bytes, as indices of 1, 2, 4 or 8 bits; None with more than 256 values."""
+    found = indexed(raw, width)
+    return None if found is None else packed(*found, width)
+
+
+def indexed(raw: U8, width: int, most: int = 256) -> tuple[U8, Words] | None:
+    """Return indices, shape (n,), and their values in order of appearance; None with more than `most` <= 256."""
+    words = _words(raw, width)
+    values = np.empty(257, words.dtype)
+    indices = np.empty(words.size, np.uint8)
+    if width <= 2:
+        k = _index_small(words, np.zeros(1 << 8 * width, np.uint16), most, values, indices)
+    else:
+        k = _index(words, np.empty(_SLOTS, words.dtype), np.zeros(_SLOTS, np.uint16), most, values, indices)
+    return (indices, values[:k].copy()) if k <= most else None
+
+
+def packed(indices: U8, values: Words, width: int) -> Transformed:
+    """Return the palette of indices, shape (n,), below the number of values, 1 to 256."""
+    bits = index_bits(values.size)
+    return Transformed(PALETTE, pack(indices, bits), 1, a=bits, side_a=values.view(np.uint8))
+
+
+def index_bits(values: int) -> int:
+    """Return the bits of an index of that many values."""
+    return 1 if values <= 2 else 2 if values <= 4 else 4 if values <= 16 else 8
+
+
+def pack(indices: U8, bits: int) -> U8:
+    """Return indices, shape (n,), of 1, 2, 4 or 8 bits, the first in the lowest bits of a byte."""
+    if bits == 8:
+        return indices
+    if bits == 1:
+        return np.packbits(indices, bitorder="little")
+    each = 8 // bits
+    padded = indices
+    if indices.size % each:
+        padded = np.zeros(-(-indices.size // each) * each, np.uint8)
+        padded[: indices.size] = indices
+    out = np.empty(padded.size // each, np.uint8)
+    if bits == 2:
+        _pack4(padded.view(np.uint32), out)
+    else:
+        _pack2(padded.view(np.uint16), out)
+    return out
+
+
+def grid(raw: U8, width: int, container: int, layouts: list[tuple[int, int]]) -> Transformed | None:
+    """Return floats as integers times a scale, with the best of `layouts`: (elements of a block, of the first one).
+
+    `container` is grid.BF16, F16 or F32_ELEMENTS. None when no layout suits or the exceptions are too many to list.
+    """
+    found = grids.recover(_words(raw, width), container, layouts)
+    if found is None:
+        return None
+    codes, size, first = found
+    a = container | codes.storage << 4
+    return Transformed(GRID, codes.codes, 1, a=a, b=size, c=first, side_a=codes.scales, side_b=codes.exceptions)
+
+
+def sparse(raw: U8, width: int, fill: int) -> Transformed:
+    """Return the elements that are not `fill`, and a mask of where they are."""
+    words = _words(raw, width)
+    value = words.dtype.type(fill)
+    mask = np.packbits(words != value, bitorder="little")
+    inner = np.empty(words.size + 1, words.dtype)
+    count = _compress(words, value, inner)
+    return Transformed(SPARSE, inner[:count].view(np.uint8), width, v=fill, side_a=mask)
+
+
+def difference(raw: U8, width: int, distance: int = 1) -> Transformed:
+    """Return each element as the difference from the one `distance` before; at distance 1 the first one has the second's."""
+    words = _words(raw, width)
+    inner = np.empty_like(words)
+    np.subtract(words[distance:], words[:-distance], out=inner[distance:])
+    start = 0
+    if distance == 1:
+        inner[0] = inner[1] if words.size > 1 else 0
+        start = int(words[0]) - int(inner[0]) & (1 << 8 * width) - 1
+    else:
+        inner[:distance] = words[:distance]
+    return Transformed(DIFFERENCE, inner.view(np.uint8), width, b=distance, v=start)
+
+
+def rows(raw: U8, width: int, row: int, first: int, classes: U8, groups: int) -> Transformed:
+    """Return the rows sorted by class, see order.gather, to be coded in `groups` groups."""
+    inner = np.empty_like(_words(raw, width))
+    order.gather(_words(raw, width), first, row, classes, inner)
+    return Transformed(ROWS, inner.view(np.uint8), width, a=groups, b=row, c=first, side_a=classes)
+
+
+def offset(raw: U8, width: int, signed: bool) -> Transformed | None:
+    """Return integers as shorter ones above the least of them, or above zero when that is as short; None when none is.
+
+    `signed` says how they are compared. The result is exact either way.
+    """
+    words = _words(raw, width)
+    integers = words.view(f"<i{width}") if signed else words
+    least, greatest = int(integers.min()), int(integers.max())
+    for inner_width in (1, 2, 4):
+        if inner_width < width and greatest - least < 1 << 8 * inner_width:
+            base = 0 if least >= 0 and greatest < 1 << 8 * inner_width else least
+            start = base & (1 << 8 * width) - 1
+            inner = (words - words.dtype.type(start)).astype(WORD[inner_width])
+            return Transformed(OFFSET, inner.view(np.uint8), inner_width, v=start)
+    return None
+
+
+# ---------------------------------------------------------------- kernels
+
+
+@kernel
+@no_type_check
+def _see(inner: U8, seen: U8) -> int:
+    """Needs: seen.size == 256."""
+    for i in range(inner.size):
+        seen[inner[i]] = 1
+    return 0
+
+
+@kernel
+@no_type_check
+def _rows(inner: U8, rows: Words, out: Words) -> int:
+    """Write row inner[i] of a table of 256 rows. Needs: out.size == inner.size * rows.size / 256."""
+    each = rows.size // 256
+    if each == 1:
+        for i in range(inner.size):
+            out[i] = rows[inner[i]]
+    else:
+        e = np.uint64(each)
+        for i in range(inner.size):
+            source = np.uint64(inner[i]) * e
+            target = np.uint64(i) * e
+            for k in range(each):
+                out[target + np.uint64(k)] = rows[source + np.uint64(k)]
+    return 0
+
+
+@kernel
+@no_type_check
+def _count_ones(words: U64) -> int:
+    total = np.uint64(0)
+    for i in range(words.size):
+        x = words[i]
+        x = x - ((x >> np.uint64(1)) & np.uint64(0x5555555555555555))
+        x = (x & np.uint64(0x3333333333333333)) + ((x >> np.uint64(2)) & np.uint64(0x3333333333333333))
+        x = (x + (x >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
+        total += (x * np.uint64(0x0101010101010101)) >> np.uint64(56)
+    return np.int64(total)
+
+
+@kernel
+@no_type_check
+def _expand(values: Words, mask: U8, ranks: U8, out: Words) -> int:
+    """Write values[1 + rank] where bits are set, values[0] elsewhere.
+
+    No branches: where half of the elements are set they cost nine times as much.
+    Needs: values.size - 1 bits of `mask` set, none past out.size; mask.size == ceil(out.size / 8); ranks: `_ranks`.
+    """
+    n = out.size
+    at = np.uint64(1)
+    for b in range(n // 8):
+        bits = np.uint64(mask[b])
+        i = np.uint64(b) * np.uint64(8)
+        row = bits * np.uint64(8)
+        for k in range(8):
+            bit = (bits >> np.uint64(k)) & np.uint64(1)
+            out[i + np.uint64(k)] = values[(at + np.uint64(ranks[row + np.uint64(k)])) * bit]
+        at += np.uint64(ranks[row + np.uint64(7)]) + (bits >> np.uint64(7))
+    for j in range(n // 8 * 8, n):
+        bit = (np.uint64(mask[j >> 3]) >> np.uint64(j & 7)) & np.uint64(1)
+        out[j] = values[at * bit]
+        at += bit
+    return 0
+
+
+@kernel
+@no_type_check
+def _compress(words: Words, fill: Any, inner: Words) -> int:
+    """Return the number of elements that are not `fill`. Needs: inner.size == words.size + 1."""
+    at = np.uint64(0)
+    for i in range(words.size):
+        x = words[i]
+        inner[at] = x
+        at += np.uint64(x != fill)
+    return np.int64(at)
+
+
+@kernel
+@no_type_check
+def _sum_far(inner: Words, first: Any, distance: int, out: Words) -> int:
+    """Needs: out.size == inner.size; distance >= 1."""
+    for i in range(min(distance, out.size)):
+        out[i] = inner[i] + first
+    for i in range(distance, out.size):
+        out[i] = inner[i] + out[i - distance]
+    return 0
+
+
+@kernel
+@no_type_check
+def _sum(inner: Words, first: Any, out: Words) -> int:
+    """Needs: inner.size == out.size."""
+    x = np.uint64(first)
+    for i in range(out.size):
+        x += np.uint64(inner[i])
+        out[i] = x
+    return 0
+
+
+@kernel
+@no_type_check
+def _index_small(words: Words, table: Words, most: int, values: Words, indices: U8) -> int:
+    """Return the number of values, at most `most` + 1. Needs: table zero, one entry a word; values.size > most."""
+    k = np.uint16(0)
+    for i in range(words.size):
+        w = words[i]
+        t = table[w]
+        if t == np.uint16(0):
+            values[k] = w
+            k += np.uint16(1)
+            if k > most:
+                break
+            table[w] = k
+            t = k
+        indices[i] = np.uint8(t - np.uint16(1))
+    return np.int64(k)
+
+
+@kernel
+@no_type_check
+def _index(words: Words, keys: Words, table: Words, most: int, values: Words, indices: U8) -> int:
+    """Return the number of values, at most `most` + 1 <= 257.
+
+    Needs: table zero; keys and table of 1024; values.size > most.
+    """
+    k = np.uint16(0)
+    for i in range(words.size):
+        w = words[i]
+        slot = (np.uint64(w) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(54)
+        while table[slot] != np.uint16(0) and keys[slot] != w:
+            slot = (slot + np.uint64(1)) & np.uint64(1023)
+        t = table[slot]
+        if t == np.uint16(0):
+            values[k] = w
+            k += np.uint16(1)
+            if k > most:
+                break
+            keys[slot] = w
+            table[slot] = k
+            t = k
+        indices[i] = np.uint8(t - np.uint16(1))
+    return np.int64(k)
+
+
+@kernel
+@no_type_check
+def _pack4(groups: Words, out: U8) -> int:
+    """Four indices of 2 bits in a byte. Needs: groups.size == out.size, indices below 4."""
+    for i in range(out.size):
+        g = np.uint32(groups[i])
+        g = (g | (g >> np.uint32(6))) & np.uint32(0x000F000F)
+        out[i] = np.uint8((g | (g >> np.uint32(12))) & np.uint32(0xFF))
+    return 0
+
+
+@kernel
+@no_type_check
+def _pack2(groups: Words, out: U8) -> int:
+    """Two indices of 4 bits in a byte. Needs: groups.size == out.size, indices below 16."""
+    for i in range(out.size):
+        g = np.uint32(groups[i])
+        out[i] = np.uint8((g | (g >> np.uint32(4))) & np.uint32(0xFF))
+    return 0
