@@ -329,11 +329,11 @@ class Archive(Mapping[str, NDArray[Any]]):
         if int(index["r_inputs"][run]):
             raise UnsupportedError("the tensor is a difference from others, which this tzip cannot read; upgrade it")
         elements, width = self.reader.chunk_elements(run, chunk), int(index["r_width"][run])
-        buffer, length = self.reader.read_chunk(run, chunk, SLACK)
+        buffer, length, check = self.reader.read_chunk(run, chunk, SLACK)
         if out is None:
             out = recycle(elements * width)
         try:
-            decode_chunk(buffer, length, self.reader.run_ordinal(run), chunk, elements, width, out)
+            decode_chunk(buffer, length, self.reader.run_ordinal(run), chunk, elements, width, out, check)
         except TzipError as e:
             raise e.at(path=self._source.name, offset=self.reader.chunk_at(run, chunk)[0]) from None
         return out
@@ -594,8 +594,8 @@ def verify(
         pairs = [(r, c) for r, n in enumerate(index.run_chunks.tolist()) for c in range(n)]
 
         def one(pair: tuple[int, int]) -> int:
-            buffer, length = reader.read_chunk(*pair, 0)
-            if sum64(buffer[16:]) != int.from_bytes(buffer[8:16].tobytes(), "little"):
+            buffer, length, check = reader.read_chunk(*pair, 0)
+            if sum64(buffer[16:length]) != check:
                 raise CorruptError("a chunk record does not match its check").at(
                     path=reader.source.name, offset=reader.chunk_at(*pair)[0]
                 )

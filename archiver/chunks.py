@@ -423,18 +423,22 @@ def _check_block(block: Block, split: Split, plane: int, n: int, width: int) -> 
         raise CorruptError("zstd: in a plane of symbols wider than 8 bits")
 
 
-def decode_chunk(buffer: U8, length: int, run: int, chunk: int, elements: int, width: int, out: U8) -> None:
+def decode_chunk(
+    buffer: U8, length: int, run: int, chunk: int, elements: int, width: int, out: U8, check: int | None = None
+) -> None:
     """Decode the chunk record buffer[:length] into `out`, shape (elements * width,), and prove both its sums.
 
-    `buffer` has SLACK more bytes than the record. Raises CorruptError, TruncatedError or UnsupportedError; `out` is then
-    unspecified and must not be used.
+    `buffer` has SLACK more bytes than the record. `check`: the bare one, when the record does not hold
+    it. Raises CorruptError, TruncatedError or UnsupportedError; `out` is then unspecified and must not be used.
     """
     if not 1 <= elements <= CHUNK_ELEMENTS or length < ChunkHead.SIZE:
         raise CorruptError(f"a chunk of {elements} elements in {length} bytes")
     if buffer.size < length + SLACK:
         raise ValueError("decode_chunk needs SLACK bytes behind the record")
+    buffer = buffer.view()
+    buffer.flags.writeable = False  # kernels are compiled for the one or the other
     record = buffer[:length]
-    if sum64(record[16:]) != int.from_bytes(record[8:16].tobytes(), "little"):
+    if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):
         raise CorruptError("a chunk record does not match its check")
     layout = read_blocks(memoryview(record), run, chunk, elements, width)
     starts = []
@@ -534,6 +538,7 @@ class _Decoder:
             return self.buffer[start : start + block.stored]
         out = borrow(f"plane {plane}", n)
         self._symbols(plane, group, out)
+        out.flags.writeable = False
         return out
 
     def _symbols(self, plane: int, group: int, out: U8) -> None:
@@ -607,7 +612,7 @@ class _Decoder:
             planes.join(coded, rest, low, base, sign, heads)
         if key.escapes:
             positions, keys = read_escapes(self.buffer[start : start + 4 * key.escapes], n, bits)
-            planes.put_keys(heads, head, key.joined, positions, keys)
+            planes.put_keys(heads, low, positions, keys)
         if wide:
             tails = [self._plane(p, group, n) for p in range(2, self.split.width)]
             planes.join_words(heads, tails, out)

@@ -243,12 +243,11 @@ class _SalvagedReader(ArchiveReader):
             raise CorruptError(f"chunk {chunk} of run {self.ordinals[run]} is missing or damaged")
         return place
 
-    def read_chunk(self, run: int, chunk: int, slack: int) -> tuple[U8, int]:
+    def read_chunk(self, run: int, chunk: int, slack: int) -> tuple[U8, int, int]:
         offset, length = self.chunk_at(run, chunk)
         buffer = np.zeros(length + slack, np.uint8)
         self.source.readinto_at(offset, memoryview(buffer)[:length])
-        buffer[8:16] = np.frombuffer(check_at(memoryview(buffer), offset - self.origin), np.uint8)
-        return buffer, length
+        return buffer, length, int.from_bytes(check_at(memoryview(buffer), offset - self.origin), "little")
 
     def inline_bytes(self, member: int) -> bytes:
         return self.index.inline

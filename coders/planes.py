@@ -174,13 +174,6 @@ def _split_loose(
     return rest, int(_code(words, shift + low, mask, w.base, w.low, w.high, w.zero, w.instead, coded, escapes))
 
 
-def put_keys(heads: U16, head: Head, joined: int, positions: U32, keys: U16) -> None:
-    """Give the heads at `positions` other keys. Needs: positions below heads.size."""
-    low = head.mantissa - joined
-    keep = np.uint16(0x8000 | ((1 << low) - 1))
-    heads[positions] = heads[positions] & keep | keys << np.uint16(low)
-
-
 def join_words(heads: U16, tails: list[U8], out: Words) -> None:
     """Fill `out` with words of 32 or 64 bits from their heads and the byte planes below, high to low."""
     if len(tails) == 2:
@@ -355,6 +348,16 @@ def join(coded: U8, rest: U8, low: int, base: int, sign: int, out: U16) -> None:
     All of shape (n,). `low`: mantissa bits in the rest. `sign`: 0x8000 when it is constant and set, else 0.
     """
     _join(coded, rest, np.array((base, low, sign), np.uint16), out)
+
+
+@kernel
+@no_type_check
+def put_keys(heads: U16, low: int, positions: U32, keys: U16) -> None:
+    """Give the heads at `positions` other keys; `low`: the mantissa bits below. Needs: positions below heads.size."""
+    keep = np.uint16(0x8000 | ((1 << low) - 1))
+    for i in range(positions.size):
+        at = np.uint64(positions[i])
+        heads[at] = np.uint16((heads[at] & keep) | np.uint16(keys[i] << np.uint16(low)))
 
 
 @kernel

@@ -112,23 +112,27 @@ class ArchiveReader:
         """Return the ordinal that chunk records give to a run of the index."""
         return run
 
-    def read_chunk(self, run: int, chunk: int, slack: int) -> tuple[U8, int]:
-        """Return the chunk record, its check bare, in scratch memory with `slack` more bytes (zero), and its length.
+    def read_chunk(self, run: int, chunk: int, slack: int) -> tuple[U8, int, int]:
+        """Return the chunk record in a read-only buffer with `slack` more bytes behind it, and its length.
 
-        Raises CorruptError when its check is not the one that the index has.
+        The buffer is scratch memory, or the source's own: then what follows the record there follows it here. The
+        record's bare check is proven to be the one that the index has; it is not compared with the record.
+        Raises CorruptError or TruncatedError.
         """
         offset, length = self.chunk_at(run, chunk)
-        buffer = borrow("record", length + slack)
-        buffer[length:] = 0
-        if self.source.readinto_at(offset, memoryview(buffer)[:length]) != length:
-            raise TruncatedError("a chunk record is cut off").at(path=self.source.name, offset=offset)
-        buffer[8:16] = np.frombuffer(check_at(memoryview(buffer), offset - self.origin), np.uint8)
-        i = int(self.first_chunk[run]) + chunk
-        if int.from_bytes(buffer[8:16].tobytes(), "little") != int(self.index["c_check"][i]):
+        buffer = self.source.view_at(offset, length + slack)
+        if buffer is None:
+            buffer = borrow("record", length + slack)
+            buffer[length:] = 0
+            if self.source.readinto_at(offset, memoryview(buffer)[:length]) != length:
+                raise TruncatedError("a chunk record is cut off").at(path=self.source.name, offset=offset)
+            buffer.flags.writeable = False
+        check = int.from_bytes(check_at(memoryview(buffer), offset - self.origin), "little")
+        if check != int(self.index["c_check"][int(self.first_chunk[run]) + chunk]):
             raise CorruptError("a chunk record is not the one that the index has").at(
                 path=self.source.name, offset=offset
             )
-        return buffer, length
+        return buffer, length, check
 
     def read_record(self, offset: int) -> bytes:
         """Return the member or done record at `offset` of the file, its check proven and bare."""

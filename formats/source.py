@@ -7,6 +7,9 @@ import tempfile
 import threading
 from typing import Any, BinaryIO, Self
 
+import numpy as np
+
+from tzip.coders.arrays import U8
 from tzip.coders.errors import UsageError
 
 
@@ -26,6 +29,10 @@ class Source:
         data = self.read_at(offset, len(buffer))
         buffer[: len(data)] = data
         return len(data)
+
+    def view_at(self, offset: int, n: int) -> U8 | None:
+        """Return n bytes as they lie in memory, read-only, or None when the source has them elsewhere or has fewer."""
+        return None
 
     def close(self) -> None:
         """Release what is held."""
@@ -54,6 +61,11 @@ class BufferSource(Source):
         part = self.view[offset : offset + len(buffer)]
         buffer[: len(part)] = part
         return len(part)
+
+    def view_at(self, offset: int, n: int) -> U8 | None:
+        if offset + n > self.size:
+            return None
+        return np.frombuffer(self.view[offset : offset + n].toreadonly(), np.uint8)
 
 
 class FileSource(Source):

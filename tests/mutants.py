@@ -33,14 +33,14 @@ MUTANTS = [
     Mutant(
         "no stored check",
         "chunks.py",
-        'if sum64(record[16:]) != int.from_bytes(record[8:16].tobytes(), "little"):',
+        'if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):',
         "if False:",
         (f"{_HOSTILE}::test_every_byte_flipped", f"{_HOSTILE}::test_random_bytes_damaged"),
     ),
     Mutant(
         "chunk not that of the index",
         "formats/reader.py",
-        'if int.from_bytes(buffer[8:16].tobytes(), "little") != int(self.index["c_check"][i]):',
+        'if check != int(self.index["c_check"][int(self.first_chunk[run]) + chunk]):',
         "if False:",
         (_OFFSETS,),
     ),

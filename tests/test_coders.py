@@ -753,7 +753,8 @@ def test_joining_undoes_the_split(split, joined, mode):
             coded, rest, escapes = planes.split_head_loose(words, head, joined, mode != 0, w)
             out = np.full(n, 0xEEEE, np.uint16)
             planes.join(coded, rest, low, w.base, 0x8000 * (mode == 2), out)
-            planes.put_keys(out, head, joined, escapes & np.uint32((1 << 18) - 1), (escapes >> np.uint32(18)).astype(np.uint16))
+            positions, keys = escapes & np.uint32((1 << 18) - 1), (escapes >> np.uint32(18)).astype(np.uint16)
+            planes.put_keys(out, head.mantissa - joined, positions, keys)
             assert out.tobytes() == heads.tobytes()
 
 

@@ -302,8 +302,8 @@ FORGED = {
         "b": (0, (1 << 20) + 1),
     },
     ROWS: {
-        "inner_width": (2,), "inner": (1000,), "a": (0, 33), "size_a": (10, 12), "size_b": (1,), "b": (0, 50, 90, (1 << 20) + 1),
-        "c": (0, 101), "v": (1,),
+        "inner_width": (2,), "inner": (1000,), "a": (0, 33), "size_a": (10, 12), "size_b": (1,),
+        "b": (0, 50, 90, (1 << 20) + 1), "c": (0, 101), "v": (1,),
     },
     OFFSET: {
         "inner_width": (3, 8), "inner": (1002,), "a": (1,), "size_a": (1,), "size_b": (1,), "b": (1,), "c": (1,),
@@ -572,7 +572,7 @@ def test_differences_at_a_distance_and_sorted_rows_round_trip(data):
 
 def test_classes_hold_as_many_rows_each():
     scales = np.repeat(np.float32([4, 1, 2, 8]), 5)[:, None]
-    words = raw((np.random.default_rng(3).standard_normal((20, 64)).astype(np.float32) * scales)).view(np.uint32)
+    words = raw(np.random.default_rng(3).standard_normal((20, 64)).astype(np.float32) * scales).view(np.uint32)
     classes = order.classify(words, 64, 64, 21, 1023, 4)
     assert np.array_equal(classes, np.repeat([2, 0, 1, 3], 5))
 
