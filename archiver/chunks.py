@@ -296,7 +296,7 @@ def _head_blocks(
     else:
         coded, symbols, escapes = planes.split_head_loose(words, head, plan.joined, mode != 0, plan.window)
         rest = _symbol_block(symbols, bits, level)
-    rest.block = replace(rest.block, joined=plan.joined, flags=rest.block.flags | mode << 1)
+    rest.block = rest.block._replace(joined=plan.joined, flags=rest.block.flags | mode << 1)
     return _key_block(coded, escapes, plan, head, level), rest
 
 
@@ -307,7 +307,7 @@ def _key_block(coded: U8, escapes: U32, plan: KeyPlan, head: Head, level: Level)
         packed = rows.pack(coded, head.exponent + plan.joined)
         return Coded(Block(RAW, plan.joined, stored=packed.size), (packed,))
     key = _entropy_block(coded, plan.table, plan.shared, level, escapes)
-    key.block = replace(key.block, joined=plan.joined, value=plan.window.base)
+    key.block = key.block._replace(joined=plan.joined, value=plan.window.base)
     return key
 
 

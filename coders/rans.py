@@ -42,7 +42,7 @@ class RansTable:
     def write(self) -> bytes:
         """Return the table as the format stores it, of even length: sparse where that is shorter."""
         lo, hi, entries = write_range(self.freq)
-        dense, sparse = _stored_size(lo, hi), _sparse_size(lo, hi, self.order.size)
+        dense, sparse = _stored_size(lo, hi), _sparse_size(lo, hi, self.used.size)
         head = bytes((lo, hi))
         if sparse < dense:
             head = bytes((hi, lo)) + np.packbits(entries > 0, bitorder="little").tobytes()
@@ -54,19 +54,25 @@ class RansTable:
         return body + bytes(len(body) % 2)
 
     @cached_property
+    def used(self) -> I64:
+        """The bytes with a frequency, ascending."""
+        return np.flatnonzero(self.freq)
+
+    @property
     def lowest(self) -> int:
         """The smallest byte with a frequency."""
-        return int(np.flatnonzero(self.freq)[0])
+        return int(self.used[0])
 
-    @cached_property
+    @property
     def highest(self) -> int:
         """The largest byte with a frequency."""
-        return int(np.flatnonzero(self.freq)[-1])
+        return int(self.used[-1])
 
     @property
     def size(self) -> int:
         """Bytes of the stored table."""
-        return min(_stored_size(self.lowest, self.highest), _sparse_size(self.lowest, self.highest, self.order.size))
+        lo, hi = self.lowest, self.highest
+        return min(_stored_size(lo, hi), _sparse_size(lo, hi, self.used.size))
 
     @classmethod
     def read(cls, payload: U8) -> "tuple[RansTable, int]":
@@ -104,8 +110,7 @@ class RansTable:
     @cached_property
     def order(self) -> I64:
         """The bytes with a frequency, by descending frequency, then ascending."""
-        order = np.argsort(-self.freq, kind="stable")
-        return order[: np.count_nonzero(self.freq)]
+        return self.used[np.argsort(-self.freq[self.used], kind="stable")]
 
     @cached_property
     def slots(self) -> U32:
