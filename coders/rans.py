@@ -167,10 +167,20 @@ def _stored_size(lo: int, hi: int) -> int:
 
 @cache
 def log2_table() -> I64:
-    """Return log2(i) in 1/65536 bits for i = 0 … 4096 (entry 0 is 0), by integers alone."""
-    table = np.zeros(TOTAL + 1, np.int64)
-    _fill_log2(table)
-    return table
+    """Return log2(i) in 1/65536 bits for i = 0 … 4096 (entry 0 is 0), by integers alone.
+
+    A mantissa of 32 bits is squared once for each bit of the logarithm.
+    """
+    i = np.arange(1, TOTAL + 1, dtype=np.uint64)
+    whole = np.array([int(k).bit_length() - 1 for k in i], np.uint64)
+    y = i << (np.uint64(31) - whole)
+    result = whole
+    for _ in range(16):
+        y = (y * y) >> np.uint64(31)
+        bit = y >> np.uint64(32)
+        y >>= bit
+        result = result * np.uint64(2) + bit
+    return np.concatenate(([0], result.astype(np.int64)))
 
 
 def quantize(counts: I64) -> RansTable:
@@ -423,24 +433,6 @@ def _fill_encoders(freq: I64, order: I64, lo: int, encoders: U8) -> None:
         encoders[3 * count + j] = np.uint8(start >> 8)
         start += f
     encoders[4 * count] = np.uint8(lo)
-
-
-@kernel
-@no_type_check
-def _fill_log2(table: I64) -> None:
-    """Needs: table of shape (4097,), zero. Squares a mantissa of 32 bits once for each bit of the logarithm."""
-    for i in range(1, 4097):
-        whole = 0
-        while i >> (whole + 1):
-            whole += 1
-        y = np.uint64(i) << np.uint64(31 - whole)
-        result = whole
-        for _ in range(16):
-            y = (y * y) >> np.uint64(31)
-            bit = np.int64(y >> np.uint64(32))
-            y >>= np.uint64(bit)
-            result = result * 2 + bit
-        table[i] = result
 
 
 @kernel

@@ -290,6 +290,13 @@ for name in ("fast", "default", "best"):
         blob = tzip.encode(values.view(np.uint8), dtype=dtype, level=name)
         assert tzip.decode(blob).tobytes() == values.tobytes()
         print(hashlib.sha256(blob).hexdigest())
+    codes = rng.integers(-127, 128, (300, 512)).astype(np.float32)
+    grid = (codes * rng.uniform(1e-3, 1, (300, 1)).astype(np.float32)).astype(np.float32)
+    sparse = np.where(rng.random((300, 512)) < 0.9, 0, grid).astype(np.float32)
+    for values in (grid, grid.astype(np.float16), sparse, np.arange(100_000), rng.integers(0, 3, 100_000)):
+        blob = tzip.encode(values, level=name)
+        assert tzip.decode(blob).tobytes() == values.tobytes()
+        print(hashlib.sha256(blob).hexdigest())
 print(jit.tier(), file=sys.stderr)
 """
 
@@ -298,7 +305,7 @@ print(jit.tier(), file=sys.stderr)
 def here() -> str:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == jit.tier()
-    assert done.stdout.count("\n") == 15
+    assert done.stdout.count("\n") == 30
     return done.stdout
 
 
@@ -309,3 +316,21 @@ def test_other_targets_give_the_same_archive_and_read_it(cpu, tier, here, tmp_pa
     there = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True, env=env)
     assert there.stderr.strip() == tier
     assert here == there.stdout
+
+
+def test_without_a_place_for_a_cache_it_works_and_says_so_once():
+    """A read-only install and a home folder that cannot be written: numba then finds no place for its cache."""
+    script = (
+        "import warnings\n"
+        "from numba.core.caching import CacheImpl\n"
+        "CacheImpl._locator_classes = []\n"
+        "with warnings.catch_warnings(record=True) as told:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import numpy as np, tzip\n"
+        "    x = np.arange(5000, dtype=np.float32)\n"
+        "    assert np.array_equal(tzip.decode(tzip.encode(x)), x)\n"
+        "print([str(w.message) for w in told if 'anew in every process' in str(w.message)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("anew in every process") == 1
