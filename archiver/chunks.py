@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -317,7 +318,8 @@ def _key_block(coded: U8, escapes: U32, plan: KeyPlan, head: Head, level: Level)
 @dataclass(frozen=True, slots=True)
 class Layout:
     """What a chunk record says of itself: its head, what the blocks code (`elements` of `width` bytes: inner ones when
-    there is a transform) in `groups` of `size`, the entries of all blocks, those of A and B first, and where they end.
+    there is a transform) in `groups` of `size`, the entries of all blocks, those of A and B first, the widths of the others'
+    symbols in bits, and where the entries end.
     """
 
     head: ChunkHead
@@ -328,6 +330,7 @@ class Layout:
     groups: int
     strings: list[Block]
     blocks: list[Block]
+    widths: list[int]
     end: int
 
 
@@ -373,14 +376,15 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
     if end > head.length:
         raise TruncatedError("a chunk record ends within its block entries")
     blocks = [Block.read(record[i : i + Block.SIZE]) for i in range(at, end, Block.SIZE)]
-    for i, block in enumerate(blocks):
-        n = min(size, elements - i % groups * size)
-        _check_block(block, split, i // groups, n, width)
+    widths = [
+        _check_block(block, split, i // groups, min(size, elements - i % groups * size), width)
+        for i, block in enumerate(blocks)
+    ]
     if split.head is not None:
         for key, rest in zip(blocks[:groups], blocks[groups : 2 * groups], strict=True):
             if key.joined != rest.joined:
                 raise CorruptError("key and rest of a group disagree about the joined bits")
-    return Layout(head, transform, elements, width, size, groups, strings, blocks, end)
+    return Layout(head, transform, elements, width, size, groups, strings, blocks, widths, end)
 
 
 def _check_string(block: Block, size: int) -> None:
@@ -393,34 +397,49 @@ def _check_string(block: Block, size: int) -> None:
     _check_block(block, BYTES, 0, size, 1)
 
 
-def _check_block(block: Block, split: Split, plane: int, n: int, width: int) -> None:
-    if block.codec not in CODECS:
-        raise UnsupportedError(f"codec {block.codec} is not known to this tzip; upgrade it")
+def _check_block(block: Block, split: Split, plane: int, n: int, width: int) -> int:
+    """Prove the entry of a block of n symbols; return their width in bits."""
+    codec, joined, segments, flags, stored, escapes, value = block
+    bits, raw = _rules(codec, joined, segments, flags, value, split.wire_id, plane, n, width)
+    if escapes > (n if codec in (HUFFMAN, RANS) else 0):
+        raise CorruptError(f"{escapes} escapes in a block of {n} symbols in codec {CODECS[codec].name}")
+    if codec == CONSTANT and stored:
+        raise CorruptError(f"a constant with {stored} bytes")
+    if codec == RAW and stored != raw:
+        raise CorruptError(f"raw: {stored} bytes for {n} symbols of {bits} bits")
+    return bits
+
+
+@lru_cache(4096)  # chunks of a tensor say the same: 25 microseconds of 400
+def _rules(
+    codec: int, joined: int, segments: int, flags: int, value: int, split_id: int, plane: int, n: int, width: int
+) -> tuple[int, int]:
+    """Prove what an entry says but for its sizes; return the width of its symbols in bits, and the bytes of raw ones."""
+    if codec not in CODECS:
+        raise UnsupportedError(f"codec {codec} is not known to this tzip; upgrade it")
+    split, sign_mode, name = SPLITS[split_id], flags >> 1, CODECS[codec].name
     in_head = split.head is not None and plane < 2
-    if in_head and split.head is not None and block.joined not in split.head.joined:
-        raise CorruptError(f"{block.joined} joined bits in split {split.name}")
-    if (block.joined and not in_head) or (block.sign_mode and not (in_head and plane == 1)) or block.sign_mode == 3:
+    if in_head and split.head is not None and joined not in split.head.joined:
+        raise CorruptError(f"{joined} joined bits in split {split.name}")
+    if (joined and not in_head) or (sign_mode and not (in_head and plane == 1)) or sign_mode == 3:
         raise CorruptError("joined bits or a sign mode where the plane has none")
-    entropy = block.codec in (HUFFMAN, RANS)
-    if split is BYTES and width > 1 and (entropy or block.codec == CONSTANT):
-        raise CorruptError(f"codec {CODECS[block.codec].name} on whole elements of {width} bytes")
-    if not entropy and (block.segments or block.escapes or block.shared):
-        raise CorruptError(f"codec {CODECS[block.codec].name} with segments, escapes or a table")
+    entropy = codec in (HUFFMAN, RANS)
+    if split is BYTES and width > 1 and (entropy or codec == CONSTANT):
+        raise CorruptError(f"codec {name} on whole elements of {width} bytes")
+    if not entropy and (segments or flags & 1):
+        raise CorruptError(f"codec {name} with segments or a table")
     if entropy:
-        segment_size(n, block.segments)
-        if block.escapes > n:
-            raise CorruptError(f"{block.escapes} escapes in a block of {n}")
-    if block.value and not (entropy or block.codec == CONSTANT):
-        raise CorruptError(f"codec {CODECS[block.codec].name} with a value")
-    bits = split.bits(plane, block.joined, block.sign_mode != 0)
-    if block.codec == CONSTANT and (block.stored or block.value >> bits):
-        raise CorruptError(f"a constant of {block.value} with {block.stored} bytes in a plane of {bits} bits")
-    if block.codec == RAW:
-        size = n * width if split is BYTES else rows.packed_size(n, bits) if bits <= 8 else -1
-        if block.stored != size:
-            raise CorruptError(f"raw: {block.stored} bytes for {n} symbols of {bits} bits")
-    if block.codec == ZSTD and bits > 8:
+        segment_size(n, segments)
+    if value and not (entropy or codec == CONSTANT):
+        raise CorruptError(f"codec {name} with a value")
+    bits = split.bits(plane, joined, sign_mode != 0)
+    if codec == CONSTANT and value >> bits:
+        raise CorruptError(f"a constant of {value} in a plane of {bits} bits")
+    if codec == ZSTD and bits > 8:
         raise CorruptError("zstd: in a plane of symbols wider than 8 bits")
+    if codec == RAW and bits > 8 and split is not BYTES:
+        raise CorruptError("raw: in a plane of symbols wider than 8 bits")
+    return bits, n * width if split is BYTES else rows.packed_size(n, bits) if bits <= 8 else -1
 
 
 def decode_chunk(
@@ -480,7 +499,7 @@ def _decode_string(buffer: U8, layout: Layout, block: Block, size: int, start: i
     string = np.empty(size, np.uint8)
     if size:
         head = replace(layout.head, split=BYTES.wire_id)
-        _Decoder(buffer, Layout(head, None, size, 1, size, 1, [], [block], 0), [start]).decode_into(string)
+        _Decoder(buffer, Layout(head, None, size, 1, size, 1, [], [block], [8], 0), [start]).decode_into(string)
     return string
 
 
@@ -518,8 +537,7 @@ class _Decoder:
     def _entry(self, plane: int, group: int) -> tuple[Block, int, int]:
         """Return the entry of a block, and its width in bits and start."""
         index = plane * self.groups + group
-        block = self.blocks[index]
-        return block, self.split.bits(plane, block.joined, block.sign_mode != 0), self.starts[index]
+        return self.blocks[index], self.layout.widths[index], self.starts[index]
 
     def _bytes(self, group: int, out: U8) -> None:
         block, _, start = self._entry(0, group)
