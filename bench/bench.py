@@ -1,20 +1,32 @@
-"""tzip against its rivals, in memory: size, and speeds of encoding and decoding.
+"""tzip against its rivals, in memory: size, speeds of encoding and decoding, and ratios to zipnn.
 
-    python bench/bench.py FILE... [--threads 1] [--repeat 5] [--levels fast,default,best]
+    python bench/bench.py FILE... [--threads 1] [--repeat 7] [--levels fast,default,best]
         [--rivals zipnn,openzl-fse,openzl-huffman,zstd-1,zstd-3,z4ai] [--csv OUT] [--plot OUT.png] [--doc DOCUMENT.md]
 
 What is measured: all tensors of one element type, one after another in one buffer, which is what the rivals like best
 (most of them have a cost for every call). Element types with less than 1 % of a file are left out. Input and output
-are in memory; a decoder allocates what it returns (but "tzip LEVEL+out" decodes into an array that exists). tzip's
-encoding includes the decoding and comparison of every chunk (but not in "tzip LEVEL+unproved"); no rival checks itself.
-With one thread the process is pinned to one core. Every decoded result is compared with the source; each tool runs in a
-process of its own, so that one that crashes is reported and the others go on. The rounds of all tools are interleaved, so
-that a disturbance of the machine hits all alike. With one thread the clock is the CPU time of the process, which is the
-same as the wall's on an idle machine and far steadier on a shared one; the results file has the wall's, too.
+are in memory. "tzip LEVEL" allocates what it returns, both ways, as the rivals do; "+out" writes into memory that the
+caller has and uses again (`tzip.encode(array, out=room)`, `tzip.decode(packed, out=array)`), which no rival offers. Both
+leave out the proof (prove=False), since no rival checks itself; "+proved" decodes and compares every chunk, which is
+tzip's default. tzip computes and checks its sums in all rows.
+
+Each tool runs in a process of its own, so that none lives on memory that another has freed, and one that crashes is
+reported while the others go on. They take turns: a round is one encoding and one decoding by each, so that the machine's
+changes of speed hit all alike. "x zipnn" is the tool's best over zipnn's best; "(median)" the median of the ratios within the
+rounds. With one thread the processes are pinned to one core and the clock is the CPU time of the process, which is the
+wall's on an idle machine and steadier on a shared one; the results file has the wall's, too. Every decoded result is
+compared with the source. A tool that has encoded for longer than --patience seconds encodes no more, only decodes.
+
+The second table (section `targets`) sets the MiniLM rows against what was asked for, with the size of `tzip pack`. How a
+result's memory comes about decides much: the system clears fresh pages at 2 to 4 GB/s, which is as long as a decoder
+takes. So it has a third pair of columns, "memory kept": zipnn and "tzip LEVEL" once more where malloc gives
+nothing back (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_), so that all results come into pages that exist.
 """
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import os
 import subprocess
@@ -24,64 +36,140 @@ from typing import Any
 
 import common
 import rivals
+from plot import plot
 
-_WIDTH = 1.6  # points of size that a panel of the plot shows; larger ones stand at its edge
-COLUMNS = ("file", "dtype", "tool", ">size %", ">decode GB/s", ">(median)", ">encode GB/s", ">(median)", "")
+COLUMNS = (
+    "file", "dtype", "tool", ">size %", ">decode GB/s", ">(median)", ">x zipnn", ">(median)",
+    ">encode GB/s", ">(median)", ">x zipnn", ">(median)", "",
+)  # fmt: skip
+DTYPE_AT = ("BF16", "F16", "F32")
+LEVELS = ("fast", "default", "best")
+# What was asked for: ratios to zipnn for bfloat16, float16, float32; encoding for all three; % of the MiniLM files.
+DECODE = {"fast": (2.5, 2.5, 1.8), "default": (2.8, 2.6, 2.0), "best": (1.6, 1.6, 1.6)}
+ENCODE = {"fast": 3.0, "default": 3.5, "best": 1.0}
+SIZE = {"fast": (66.7, 84.9, 82.1), "default": (66.0, 84.7, 81.9), "best": (65.8, 84.6, 81.7)}
+
+KEPT = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000", "MALLOC_TOP_PAD_": "200000000"}
+
+PAIRS = ("fresh", "fresh_median", "out", "out_median", "kept", "kept_median")
+Tool = tuple[str, str]
 
 
 def work(job: dict[str, Any]) -> None:
-    """Measure one tool on one buffer; print one JSON object."""
-    common.pin(job["threads"])
+    """Measure one tool on one buffer: a round for each line of stdin; then print one JSON object."""
     import numpy as np
 
     raw = common.load_by_dtype(job["file"])[0][job["dtype"]]
     source = np.frombuffer(raw, np.uint8)
     digest = hashlib.sha256(raw).digest()
-    result: dict[str, Any] = {"bytes_in": len(raw), "encode": [], "decode": [], "fault": ""}
+    r: dict[str, Any] = {"fault": "", "note": ""}
     try:
-        encode, decode = rivals.make(job["tool"], job["option"], job["dtype"], job["threads"])
+        encode, decode = rivals.make(*job["tool"], job["dtype"], job["threads"])
     except (rivals.NotSupportedError, ImportError) as e:
-        print(json.dumps(result | {"fault": f"not measured: {e}"}))
+        print(json.dumps(r | {"fault": f"not measured: {e}"}), flush=True)
         return
-    warm = 1 << 20  # compiles, or loads what is compiled
-    decode(encode(bytearray(raw[:warm])))
-    if job["option"].endswith("+out"):
-        encode, decode = rivals.make(job["tool"], job["option"], job["dtype"], job["threads"])
+    decode(encode(bytearray(raw[: 1 << 20])))  # compiles, or loads what is compiled
+    if job["tool"][1].endswith("+out"):
+        decode(encode(bytearray(raw)))  # makes the memory that is used again
+    common.pin(job["threads"])
+    print("ready", flush=True)
     encoding, decoding = common.Clock(job["threads"]), common.Clock(job["threads"])
-    for _ in range(job["repeat"]):
-        mine = bytearray(raw)
-        packed = encoding.timed(lambda: encode(mine))  # noqa: B023
-        result["bytes_out"] = len(packed)
-        if mine != raw:
-            result["note"] = "changes its input"
+    packed: Any = None
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        if sum(encoding.wall) < job["patience"]:
+            mine = bytearray(raw)
+            packed = None
+            packed = encoding.timed(lambda: encode(mine))  # noqa: B023
+            if mine != raw:
+                r["note"] = "changes its input"
+            r["bytes_out"] = len(packed)
+            del mine
         decoded = decoding.timed(lambda: decode(packed))  # noqa: B023
         if not np.array_equal(np.frombuffer(decoded, np.uint8), source):
-            result["fault"] = "WRONG BYTES"
+            r["fault"] = "WRONG BYTES"
         del decoded
-    result |= {"encode": encoding.seconds, "decode": decoding.seconds}
-    result |= {"encode_wall": encoding.wall, "decode_wall": decoding.wall}
+        print("done", flush=True)
+    r |= {"encode": encoding.seconds, "decode": decoding.seconds}
+    r |= {"encode_wall": encoding.wall, "decode_wall": decoding.wall}
     if hashlib.sha256(raw).digest() != digest:
-        result["fault"] = result["fault"] or "the source changed under the benchmark"
-    print(json.dumps(result))
+        r["fault"] = r["fault"] or "the source changed under the benchmark"
+    print(json.dumps(r), flush=True)
 
 
-def run_tool(job: dict[str, Any]) -> dict[str, Any]:
-    """Measure one tool in a process of its own."""
-    call = [sys.executable, os.path.abspath(__file__), "--worker", json.dumps(job)]
-    child = subprocess.run(call, capture_output=True, text=True)
-    if child.returncode:
-        last = child.stderr.strip().splitlines()[-1:] or [""]
-        how = f"CRASH, signal {-child.returncode}" if child.returncode < 0 else f"FAILED: {last[0][:120]}"
-        return {"bytes_in": 0, "encode": [], "decode": [], "fault": how}
-    return json.loads(child.stdout.splitlines()[-1])
+class Worker:
+    """A process that measures one tool when it is told to."""
+
+    def __init__(self, job: dict[str, Any], env: dict[str, str]) -> None:
+        call = [sys.executable, os.path.abspath(__file__), "--worker", json.dumps(job)]
+        self.process = subprocess.Popen(
+            call, env=os.environ | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        self.result: dict[str, Any] | None = None
+
+    def hear(self) -> None:
+        """Wait for the next line; note a result, or that the process has died."""
+        line = self.process.stdout.readline()
+        if line.startswith("{"):
+            self.result = json.loads(line)
+        elif not line:
+            code = self.process.wait()
+            last = self.process.stderr.read().strip().splitlines()[-1:] or [""]
+            how = f"CRASH, signal {-code}" if code < 0 else f"FAILED: {last[0][:120]}"
+            self.result = {"fault": how, "note": ""}
+
+    def say(self, word: str) -> None:
+        """Tell it to do a round, or to end; wait until it has."""
+        if self.result is None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.write(word + "\n")
+                self.process.stdin.flush()
+            self.hear()
+
+
+def run_tools(job: dict[str, Any], env: dict[str, str] | None = None) -> dict[Tool, dict[str, Any]]:
+    """Measure the tools of a job, each in a process of its own, turn and turn about."""
+    workers = {tool: Worker(job | {"tool": tool}, env or {}) for tool in map(tuple, job["tools"])}
+    for w in workers.values():
+        w.hear()
+    for word in ["round"] * job["repeat"] + ["end"]:
+        for w in workers.values():
+            w.say(word)
+    for w in workers.values():
+        w.process.communicate()
+    return {tool: w.result or {"fault": "no result", "note": ""} for tool, w in workers.items()}
+
+
+def ratios(r: dict[str, Any], zipnn: dict[str, Any] | None, what: str) -> tuple[str, str]:
+    """Return best over best, and the median of the ratios within the rounds."""
+    if not zipnn or not zipnn.get(what) or not r.get(what):
+        return "", ""
+    rounds = [z / t for z, t in zip(zipnn[what], r[what], strict=False)]
+    return f"{min(zipnn[what]) / min(r[what]):.2f}", f"{common.median(rounds):.2f}"
+
+
+def figures(size: int, r: dict[str, Any], zipnn: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the columns of a results file that tell of speed and size."""
+    good = bool(r.get("encode")) and not r["fault"]
+    row: dict[str, Any] = {"bytes_in": size, "bytes_out": r["bytes_out"] if good else ""}
+    row["percent"] = f"{100 * r['bytes_out'] / size:.3f}" if good else ""
+    for what in ("encode", "decode"):
+        row[f"{what}_best"] = f"{size / min(r[what]) / 1e9:.3f}" if good else ""
+        row[f"{what}_median"] = f"{size / common.median(r[what]) / 1e9:.3f}" if good else ""
+        row[f"{what}_x"], row[f"{what}_x_median"] = ratios(r, zipnn, what) if good else ("", "")
+        row[f"{what}_wall_best"] = f"{size / min(r[what + '_wall']) / 1e9:.3f}" if good else ""
+    return row | {"remark": r["fault"] or r["note"]}
 
 
 def measure(a: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one row for each file, element type and tool."""
     from importlib.metadata import PackageNotFoundError, version
 
-    tools = [("tzip", level) for level in a.levels.split(",") if level]
-    tools += [rivals.parse(name) for name in a.rivals.split(",") if name]
+    tools = [rivals.parse(name) for name in a.rivals.split(",") if name]
+    for level in a.levels.split(","):
+        tools += [("tzip", level), ("tzip", f"{level}+out")]
+    tools += [("tzip", "default+proved")] if "default" in a.levels else []
     facts = common.facts()
     rows = []
     for path in a.files:
@@ -91,52 +179,18 @@ def measure(a: argparse.Namespace) -> list[dict[str, Any]]:
         if skipped:
             common.say(f"{path.name}: {skipped} bytes of rare element types left out")
         for dtype, size in sizes.items():
-            found: dict[tuple[str, str], dict[str, Any]] = {}
-            for number in range(a.rounds):
-                for tool, option in tools:
-                    common.say(f"{path.name} {dtype} {tool} {option}, round {number + 1} of {a.rounds}")
-                    job = {
-                        "file": str(path), "dtype": dtype, "tool": tool, "option": option,
-                        "threads": a.threads, "repeat": a.repeat,
-                    }  # fmt: skip
-                    one = run_tool(job)
-                    before = found.setdefault((tool, option), one)
-                    if before is not one and not before["fault"]:
-                        for field in ("encode", "decode", "encode_wall", "decode_wall"):
-                            before[field] += one[field] if one["encode"] else []
-                        before["fault"] = one["fault"]
-            for (tool, option), r in found.items():
+            common.say(f"{path.name} {dtype}")
+            job = {"file": str(path), "dtype": dtype, "tools": tools, "threads": a.threads, "repeat": a.repeat}
+            found = run_tools(job | {"patience": a.patience})
+            zipnn = found.get(("zipnn", ""))
+            for tool, option in tools:
                 try:
                     number = version(rivals.PACKAGE_OF[tool])
                 except PackageNotFoundError:
                     number = ""
-
-                def rate(seconds: float, size: int = size) -> str:
-                    return f"{size / seconds / 1e9:.3f}"
-
-                good = bool(r["encode"]) and not r["fault"]
-                rows.append(
-                    facts
-                    | {
-                        "tool": tool,
-                        "version": number,
-                        "option": option,
-                        "threads": a.threads,
-                        "file": path.name,
-                        "dtype": dtype,
-                        "bytes_in": size,
-                        "bytes_out": r["bytes_out"] if good else "",
-                        "percent": f"{100 * r['bytes_out'] / size:.3f}" if good else "",
-                        "encode_best": rate(min(r["encode"])) if good else "",
-                        "encode_median": rate(common.median(r["encode"])) if good else "",
-                        "decode_best": rate(min(r["decode"])) if good else "",
-                        "decode_median": rate(common.median(r["decode"])) if good else "",
-                        "clock": "cpu" if a.threads == 1 else "wall",
-                        "encode_wall_best": rate(min(r["encode_wall"])) if good else "",
-                        "decode_wall_best": rate(min(r["decode_wall"])) if good else "",
-                        "remark": r["fault"] or r.get("note", ""),
-                    }
-                )
+                head = {"tool": tool, "version": number, "option": option, "threads": a.threads}
+                head |= {"file": path.name, "dtype": dtype, "clock": "cpu" if a.threads == 1 else "wall"}
+                rows.append(facts | head | figures(size, found[tool, option], zipnn))
     return rows
 
 
@@ -147,65 +201,54 @@ def tool_label(row: dict[str, Any]) -> str:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Return the rows as Markdown."""
-    fields = ("percent", "decode_best", "decode_median", "encode_best", "encode_median", "remark")
-    return common.markdown(
-        COLUMNS, ([r["file"].removesuffix(".safetensors"), r["dtype"], tool_label(r), *(r[f] for f in fields)] for r in rows)
+    fields = ["percent"]
+    fields += [f"{what}_{kind}" for what in ("decode", "encode") for kind in ("best", "median", "x", "x_median")]
+    lines = (
+        [r["file"].removesuffix(".safetensors"), r["dtype"], tool_label(r)] + [r[f] for f in [*fields, "remark"]] for r in rows
     )
+    return common.markdown(COLUMNS, lines)
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw size against decoding speed, a panel for each file and element type. Left and up is better."""
-    import matplotlib as mpl
+def packed_percent(path: Path, level: str) -> float:
+    """Return the size of `tzip pack` of a file."""
+    import tzip
 
-    mpl.use("Agg")
-    import numpy
-    from matplotlib import pyplot
-    from PIL import Image  # matplotlib requires it
-
-    colours = {"tzip": "#c1272d", "zipnn": "#0b6fa4", "openzl": "#2e8540", "zstd": "#6b6b6b", "z4ai": "#b8860b"}
-    markers = {"tzip": "o", "zipnn": "s", "openzl": "^", "zstd": "D", "z4ai": "v"}
-    panels = list(dict.fromkeys((r["file"], r["dtype"]) for r in rows))
-    wide = min(2, len(panels))
-    high = -(-len(panels) // wide)
-    figure, axes = pyplot.subplots(high, wide, figsize=(6.2 * wide, 4.0 * high), dpi=90, squeeze=False)
-    for panel in axes.flat[len(panels) :]:
-        panel.axis("off")
-    for panel, key in zip(axes.flat, panels, strict=False):
-        points = [r for r in rows if (r["file"], r["dtype"]) == key and r["percent"] and "unproved" not in r["option"]]
-        edge = min((float(r["percent"]) for r in points), default=0) + _WIDTH
-        for r in points:
-            r["x"], r["y"] = min(float(r["percent"]), edge), float(r["decode_best"])
-            x, y = r["x"], r["y"]
-            panel.scatter(x, y, s=54, c=colours[r["tool"]], marker=markers[r["tool"]], zorder=3)
-        _label(panel, points)
-        panel.set_title(f"{key[0].removesuffix('.safetensors')} ({key[1]})", fontsize=10)
-        panel.set_xlabel("size, % of the original (smaller is better)", fontsize=9)
-        panel.set_ylabel("decode, GB/s (best)", fontsize=9)
-        panel.margins(x=0.24)
-        panel.set_ylim(0, 1.22 * max((r["y"] for r in points), default=1))
-        panel.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.canvas.draw()
-    # A palette makes the file a third as large.
-    Image.fromarray(numpy.asarray(figure.canvas.buffer_rgba())[..., :3]).quantize(256).save(path, optimize=True)
+    sink = io.BytesIO()
+    tzip.pack(path, sink, level=level)
+    return 100 * sink.tell() / path.stat().st_size
 
 
-def _label(panel: Any, points: list[dict[str, Any]]) -> None:
-    """Put names beside the markers, moved up where they would overlap; what is too large to be drawn says its size."""
-    high = max((r["y"] for r in points), default=1)
-    span = max((r["x"] for r in points), default=1) - min((r["x"] for r in points), default=0) or 1
-    taken: list[tuple[float, float]] = []
-    for r in sorted(points, key=lambda r: r["y"]):
-        x, y = r["x"], r["y"]
-        at = y
-        while any(abs(x - tx) < 0.34 * span and abs(at - ty) < 0.06 * high for tx, ty in taken):
-            at += 0.01 * high
-        taken.append((x, at))
-        far = f" ({float(r['percent']):.0f} %) →" if float(r["percent"]) > x else ""
-        panel.annotate(
-            " ".join(p for p in (r["tool"], r["option"]) if p) + far, (x, y), (x + 0.025 * span, at),
-            fontsize=7.5, va="center", arrowprops={"arrowstyle": "-", "lw": 0.4, "color": "#999999"},
-        )  # fmt: skip
+def against_targets(rows: list[dict[str, Any]], a: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    """Return rows and a table: size, decoding and encoding of the MiniLM files beside what was asked for."""
+    by = {(r["file"], r["dtype"], r["option"]): r for r in rows if r["tool"] == "tzip"}
+    out = []
+    facts = common.facts()
+    for path in (p for p in a.files if "minilm" in p.name):
+        for dtype in DTYPE_AT:
+            if (path.name, dtype, "default") not in by:
+                continue
+            common.say(f"{path.name} {dtype}, memory kept")
+            tools = [("zipnn", ""), *(("tzip", level) for level in LEVELS)]
+            job = {"file": str(path), "dtype": dtype, "tools": tools, "threads": a.threads, "repeat": a.repeat}
+            kept = run_tools(job | {"patience": a.patience}, KEPT)
+            for level in LEVELS:
+                fresh, into = by[path.name, dtype, level], by[path.name, dtype, f"{level}+out"]
+                at = DTYPE_AT.index(dtype)
+                size = packed_percent(path, level)
+                row: dict[str, Any] = {"file": path.name, "level": level, "what": "size", "target": SIZE[level][at]}
+                row |= {"fresh": f"{size:.2f}"} | dict.fromkeys(PAIRS[1:], "")
+                out.append(facts | row | {"reached": "yes" if round(size, 1) <= SIZE[level][at] else "NO"})
+                for what, goal in (("decode", DECODE[level][at]), ("encode", ENCODE[level])):
+                    row = {"file": path.name, "level": level, "what": what, "target": goal}
+                    found = [fresh[f"{what}_x"], fresh[f"{what}_x_median"], into[f"{what}_x"], into[f"{what}_x_median"]]
+                    found += ratios(kept["tzip", level], kept["zipnn", ""], what)
+                    row |= dict(zip(PAIRS, found, strict=True))
+                    hit = [n for n in PAIRS[::2] if min(float(row[n] or 0), float(row[n + "_median"] or 0)) >= goal]
+                    row["reached"] = "yes" if len(hit) == 3 else ", ".join(hit) or "NO"
+                    out.append(facts | row)
+    shown = ("file", "level", "what", "target", *PAIRS, "reached")
+    columns = ("file", "level", "what", ">target", ">fresh", ">(median)", ">out", ">(median)", ">kept", ">(median)", "reached")
+    return out, common.markdown(columns, ([r[f] for f in shown] for r in out)) if out else ""
 
 
 def main() -> None:
@@ -215,14 +258,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeat", type=int, default=5, help="runs in a process")
-    parser.add_argument("--rounds", type=int, default=1, help="processes of each tool, interleaved")
-    parser.add_argument("--levels", default="fast,default,default+out,default+unproved,best")
+    parser.add_argument("--repeat", type=int, default=7, help="rounds")
+    parser.add_argument("--patience", type=float, default=6, help="seconds after which a tool encodes no more")
+    parser.add_argument("--levels", default="fast,default,best")
     parser.add_argument("--rivals", default="zipnn,openzl-fse,openzl-huffman,zstd-1,zstd-3,z4ai")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--doc", type=Path, help="a document whose section `frontier` gets the table")
-    parser.add_argument("--section", default="frontier")
+    parser.add_argument("--targets", type=Path, help="results file of the second table")
     a = parser.parse_args()
     rows = measure(a)
     text = table(rows) + "\n" + common.stamp(common.command_line("bench.py"))
@@ -232,7 +275,14 @@ def main() -> None:
     if a.plot:
         plot(rows, a.plot)
     if a.doc:
-        common.replace_section(a.doc, a.section, text)
+        common.replace_section(a.doc, "frontier", text)
+    targets, second = against_targets(rows, a) if a.targets else ([], "")
+    if targets:
+        second += "\n" + common.stamp(common.command_line("bench.py"))
+        print(second)
+        common.write_csv(a.targets, targets)
+        if a.doc:
+            common.replace_section(a.doc, "targets", second)
     if any("WRONG" in r["remark"] and r["tool"] == "tzip" for r in rows):
         sys.exit(1)
 

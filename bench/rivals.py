@@ -34,28 +34,34 @@ def make(tool: str, option: str, dtype: str, threads: int) -> tuple[Encode, Deco
 
 
 def _tzip(option: str, dtype: str, threads: int) -> tuple[Encode, Decode]:
+    """LEVEL, LEVEL+out (both ways into memory that exists) or LEVEL+proved (each chunk decoded and compared)."""
     import numpy as np
 
     import tzip
 
     level, *extras = option.split("+")
     into = "out" in extras
-    prove = {"prove": False} if "unproved" in extras else {}
     if dtype == "BF16":
         import ml_dtypes
 
         element = np.dtype(ml_dtypes.bfloat16)
     else:
         element = np.dtype(_NUMPY[dtype])
-    out: list[Any] = []
+    out: dict[int, Any] = {}  # by size: pages that exist
+    room: dict[int, Any] = {}
 
-    def encode(raw: bytearray) -> bytes:
-        if into and not out:
-            out.append(np.ones(len(raw) // element.itemsize, element))  # pages that exist
-        return tzip.encode(np.frombuffer(raw, element), level=level, threads=threads, **prove)
+    def encode(raw: bytearray) -> Any:
+        n = len(raw)
+        more: dict[str, Any] = {}
+        if into:
+            if n not in room:
+                out[n], room[n] = np.ones(n // element.itemsize, element), np.ones(n + n // 1000 + 8192, np.uint8)
+            more["out"] = room[n]
+        return tzip.encode(np.frombuffer(raw, element), level=level, threads=threads, prove="proved" in extras, **more)
 
-    def decode(packed: bytes) -> Any:
-        return tzip.decode(packed, *out, threads=threads).view(np.uint8)
+    def decode(packed: Any) -> Any:
+        array = out[next(reversed(out))] if into else None
+        return tzip.decode(packed, array, threads=threads).view(np.uint8)
 
     return encode, decode
 
