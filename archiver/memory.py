@@ -88,7 +88,8 @@ class _Into(io.RawIOBase):
         end = self.at + len(data)
         if end > len(self.view):
             raise UsageError(f"out has {len(self.view)} bytes, which the archive does not fit")
-        self.view[self.at : end] = data
+        # numpy lets other threads run while it copies, a memoryview does not.
+        np.frombuffer(self.view, np.uint8)[self.at : end] = np.frombuffer(data, np.uint8)
         self.at = end
         return len(data)
 

@@ -67,6 +67,9 @@ class Window:
     instead: int
 
 
+# Of so few elements numpy does simple things: a file of float weights often has a short tensor of integers, for whose
+# width the kernels would be compiled, half a second each.
+SMALL = 4096
 BYTES = Split(0, "bytes", 0, None)
 PLANES = Split(1, "planes", 0, None)
 BF16 = Split(2, "bf16", 2, Head(8, 7, (0, 1, 2)))
@@ -99,6 +102,9 @@ def rest_counts(words: Words, head: Head, joined: int, signless: bool, every: in
 
 
 def _counts(words: Words, shift: int, bits: int, every: int) -> I64:
+    if every == 1 and words.size <= SMALL:
+        values = (words >> words.dtype.type(shift)) & words.dtype.type((1 << bits) - 1)
+        return np.bincount(values.astype(np.int64), minlength=1 << bits)
     counts = borrow("counts", 4 << bits, np.uint32).reshape(4, -1)
     counts[:] = 0
     total = np.empty(1 << bits, np.int64)
@@ -118,6 +124,9 @@ def same_keys(words: Words, head: Head, joined: int) -> bool:
 
 def byte_plane(words: Words, shift: int) -> U8:
     """Return the byte that starts at bit `shift` of each element."""
+    if words.size <= SMALL:
+        small: U8 = (words >> words.dtype.type(shift)).astype(np.uint8)
+        return small
     out = np.empty(words.size, np.uint8)
     _byte(words, shift, out)
     return out

@@ -199,7 +199,7 @@ def cost(counts: I64, freq: I64) -> int:
     return int(_cost(counts, freq, log2_table())) + 65535 >> 16
 
 
-def encode(symbols: U8, table: RansTable, shared: bool, segments: int, escapes: U32) -> list[bytes]:
+def encode(symbols: U8, table: RansTable, shared: bool, segments: int, escapes: U32) -> list[bytes | U8]:
     """Return the payload of `symbols`, shape (n,), n >= 1, all of which have a frequency in `table`, in pieces."""
     n, segment = symbols.size, segment_size(symbols.size, segments)
     padded = symbols
@@ -224,13 +224,13 @@ def encode(symbols: U8, table: RansTable, shared: bool, segments: int, escapes: 
         rans_avx2.encode(padded, table.divisors, gathering, words, left, first, top, states, lanes, lane)
     else:
         rans_portable.encode(padded, table.wide_divisors, words, left, first, top, states)
-    stored = memoryview(words).cast("B")
+    stored = words.view(np.uint8)
     return [
         escapes.tobytes(),
         ((last - first) // 2).astype(np.uint32).tobytes(),
         states.tobytes(),
         b"" if shared else table.write(),
-        *(bytes(stored[a:b]) for a, b in zip(first.tolist(), last.tolist(), strict=True)),
+        *(stored[a:b].copy() for a, b in zip(first.tolist(), last.tolist(), strict=True)),  # numpy lets others run
     ]
 
 

@@ -4,7 +4,7 @@ Ordinary weights must cost next to nothing (measured: 4 microseconds), so one ke
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import no_type_check
 
 import numpy as np
@@ -31,11 +31,21 @@ class Look:
 
 def look(words: Words) -> Look:
     """Look at 32 runs of 32 elements of `words`, shape (n,), or at all when n <= 1024."""
+    sample = words.reshape(1, -1) if words.size <= RUNS * RUN else words[_places(words.size)]
     info = np.empty(4, np.int64)
     keys = np.empty(_SLOTS, np.uint64)
-    value = _look(words, keys, np.empty(_SLOTS, np.uint32), info)
+    # Of one type, so that the kernel is compiled once, not for each width: it takes the compiler a second.
+    value = _look(sample.astype(np.uint64), 8 * words.itemsize, keys, np.empty(_SLOTS, np.uint32), info)
     size, values, share, steady = info.tolist()
     return Look(size, values, value, share, steady != 0)
+
+
+@lru_cache(64)
+def _places(n: int) -> I64:
+    """Return where the runs of a look at n elements lie, shape (RUNS, RUN)."""
+    step = n // RUNS
+    starts = [r * step + ((r * 40503 & 65535) * (step - RUN) >> 16) for r in range(RUNS)]
+    return np.array(starts, np.int64)[:, None] + np.arange(RUN)
 
 
 def runs(words: Words, count: int, length: int) -> Words:
@@ -85,37 +95,30 @@ def entropy(counts: Words) -> int:
 
 @kernel
 @no_type_check
-def _look(words: Words, keys: U64, counts: U32, info: I64) -> int:
+def _look(sample: U64, bits: int, keys: U64, counts: U32, info: I64) -> int:
     """Return the most frequent value. info: elements seen, values, elements equal to it, whether all steps are equal.
 
     Values are no longer collected when there are 257; weights come to that within 300 elements.
-    Needs: words not empty; keys.size == counts.size == 1024; info.size >= 4.
+    Needs: sample (runs, length), not empty, of words of `bits`; keys.size == counts.size == 1024; info.size >= 4.
     """
-    n = words.size
-    runs = 32 if n > 1024 else 1
-    length = 32 if n > 1024 else n
-    step = n // runs
+    runs, length = sample.shape
     for i in range(counts.size):
         counts[i] = 0
     values = 0
     best = np.uint32(0)
-    common = np.uint64(words[0])
-    steady = n > 1
-    delta = np.uint64(words[n - 1]) - np.uint64(words[0])
-    if n > 1:
-        delta = np.uint64(words[1]) - np.uint64(words[0])
-    mask = np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - 8 * words.itemsize)
-    delta &= mask
+    common = sample[0, 0]
+    steady = runs * length > 1
+    mask = np.uint64(0xFFFFFFFFFFFFFFFF) >> np.uint64(64 - bits)
+    delta = (sample[0, 1] - sample[0, 0]) & mask if length > 1 else np.uint64(0)
     for r in range(runs):
-        begin = r * step + (((r * 40503) & 65535) * (step - length) >> 16)
         if steady:
-            for i in range(begin + 1, begin + length):
-                if ((np.uint64(words[i]) - np.uint64(words[i - 1])) & mask) != delta:
+            for i in range(1, length):
+                if ((sample[r, i] - sample[r, i - 1]) & mask) != delta:
                     steady = False
                     break
         if values < 257:
-            for i in range(begin, begin + length):
-                w = np.uint64(words[i])
+            for i in range(length):
+                w = sample[r, i]
                 slot = (w * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(54)
                 while counts[slot] != np.uint32(0) and keys[slot] != w:
                     slot = (slot + np.uint64(1)) & np.uint64(1023)
@@ -130,9 +133,8 @@ def _look(words: Words, keys: U64, counts: U32, info: I64) -> int:
                     common = w
     share = 0
     for r in range(runs):
-        begin = r * step + (((r * 40503) & 65535) * (step - length) >> 16)
-        for i in range(begin, begin + length):
-            share += np.uint64(words[i]) == common
+        for i in range(length):
+            share += sample[r, i] == common
     info[0] = runs * length
     info[1] = values
     info[2] = share

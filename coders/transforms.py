@@ -15,7 +15,7 @@ from tzip.coders import order
 from tzip.coders.arrays import U8, U64, Words
 from tzip.coders.errors import CorruptError, UnsupportedError
 from tzip.coders.jit import kernel
-from tzip.coders.planes import WORD
+from tzip.coders.planes import SMALL, WORD
 
 PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS = range(1, 7)
 TRANSFORMS: dict[int, str] = {
@@ -173,7 +173,9 @@ def invert(kind: int, inner: U8, side_a: U8, side_b: U8, head: TransformHeader, 
     elif kind == SPARSE:
         _invert_sparse(symbols, side_a, head.v, words)
     elif kind == DIFFERENCE:
-        if head.b == 1:
+        if head.b == 1 and words.size <= SMALL:
+            words[:] = np.cumsum(symbols, dtype=words.dtype) + words.dtype.type(head.v)
+        elif head.b == 1:
             _sum(symbols, words.dtype.type(head.v), words)
         else:
             _sum_far(symbols, words.dtype.type(head.v), head.b, words)
