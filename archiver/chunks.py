@@ -221,9 +221,11 @@ def _bytes_blocks(groups: list[Words], level: Level) -> list[Coded]:
 
 
 def _zstd_pays(raw: U8, blocks: list[Coded], level: Level) -> bool:
-    """Say whether whole elements are worth zstandard: integers with repeats; judged by the first 64 KiB."""
+    """Say whether whole elements are worth trying zstandard: integers with repeats; judged by the first 64 KiB."""
     sample = memoryview(raw[:65536])
-    return len(zstd.encode(sample, min(level.zstd, 3))) * raw.size < _stored(blocks) * len(sample)
+    packed = len(zstd.encode(sample, min(level.zstd, 3)))
+    # What begins with the first row of many that are alike says too little of the rest, and is quick to try.
+    return packed * 16 < len(sample) or packed * raw.size < _stored(blocks) * len(sample)
 
 
 def _plane_blocks(groups: list[Words], level: Level) -> list[Coded]:
