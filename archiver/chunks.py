@@ -99,7 +99,7 @@ def _by_rows(
     head = split.head
     words = raw.view(WORD[width])
     first = row - before % row
-    if head is None or order.row_count(words.size, first, row) < 16:
+    if head is None or not 16 <= order.row_count(words.size, first, row) <= transforms.MAX_STRING:
         return None
     key = coded[0].block
     groups = min(transforms.MAX_GROUPS, max(2, -(-words.size // _SORTED_GROUP)))

@@ -107,10 +107,9 @@ def _best(candidates: list[Candidate], plain: int) -> Transformed | None:
 def _few(raw: U8, width: int, seen: Look) -> list[Candidate]:
     """A palette, when the chunk has few values."""
     most = 16 if width == 1 else 256
-    found = transforms.indexed(raw, width, most) if seen.values <= most else None
-    if found is None:
+    made = transforms.palette(raw, width, most) if seen.values <= most else None
+    if made is None:
         return []
-    made = transforms.packed(*found, width)
     return [(_symbols(counts_of(made.inner, 0, 8), made.inner.size) + made.side_a.size * 8 + _HEADER, made)]
 
 

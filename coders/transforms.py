@@ -265,9 +265,9 @@ def _ranks() -> U8:
 # ---------------------------------------------------------------- applying
 
 
-def palette(raw: U8, width: int) -> Transformed | None:
-    """Return elements, shape (n * width,) as bytes, as indices of 1, 2, 4 or 8 bits; None with more than 256 values."""
-    found = indexed(raw, width)
+def palette(raw: U8, width: int, most: int = 256) -> Transformed | None:
+    """Return elements, shape (n * width,) as bytes, as indices of 1, 2, 4 or 8 bits; None with more than `most` values."""
+    found = indexed(raw, width, most)
     return None if found is None else packed(*found, width)
 
 

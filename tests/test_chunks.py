@@ -991,3 +991,17 @@ def test_kernels_stay_within_bounds(tmp_path):
         assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     compiled = {p.name.split(".")[0] for p in cache.rglob("*.nbi")}
     assert {"huffman", "rans", "rows", "planes"} <= compiled
+
+
+@pytest.mark.parametrize("row", [2, 3, 4])
+def test_rows_too_many_for_a_string_are_not_sorted(row):
+    """Rows of very different scale are worth sorting even when they are short; more than 2^18 have no place."""
+    rng = np.random.default_rng(row)
+    scale = np.exp2(rng.integers(-60, 60, ((1 << 20) // row, 1)))
+    raw = (scale * rng.uniform(1, 1.0001, (scale.size, row))).astype(np.float32).reshape(-1).view(np.uint8).copy()
+    encoded = encode_chunk(raw, 4, "f32", LEVELS["best"], 0, 0, row, 0)
+    buffer = np.concatenate((np.frombuffer(encoded.record, np.uint8), np.zeros(SLACK, np.uint8)))
+    out = np.empty(raw.size, np.uint8)
+    decode_chunk(buffer, len(encoded.record), 0, 0, raw.size // 4, 4, out)
+    assert np.array_equal(out, raw)
+    assert (reference.read_chunk_head(bytes(encoded.record)).transform == 6) == (row == 4)
