@@ -17,6 +17,7 @@ from strategies import CONSTANT, HUFFMAN, RANS, RAW, ZSTANDARD, Entry, Taste
 
 from tzip.blocks import codecs_of
 from tzip.chunks import SLACK, decode_chunk, encode_chunk, read_blocks
+from tzip.coders import planes
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.jit import kernel
 from tzip.plan import LEVELS
@@ -1005,3 +1006,28 @@ def test_rows_too_many_for_a_string_are_not_sorted(row):
     decode_chunk(buffer, len(encoded.record), 0, 0, raw.size // 4, 4, out)
     assert np.array_equal(out, raw)
     assert (reference.read_chunk_head(bytes(encoded.record)).transform == 6) == (row == 4)
+
+
+@pytest.mark.parametrize("level", ["fast", "default"])
+def test_a_group_with_a_table_of_its_own_keeps_zeros_that_its_sample_lacks(level):
+    """Key 0 has a byte for its share of the chunk; a group whose sample has no zero may still hold some."""
+    rng = np.random.default_rng(4)
+    values = rng.standard_normal(1 << 20).astype(np.float32)
+    values[: 3 << 18][rng.random(3 << 18) < 0.01] = 0  # too few for a mask
+    values[3 << 18 :] *= np.float32(2.0**-8)
+    words = (values.view(np.uint32) >> 16).astype(np.uint16)
+    words[(3 << 18) + 1000 * np.arange(1, 40)] = 0
+    last = words[3 << 18 :]
+    for at in np.flatnonzero(last == 0):  # those that the sample would see
+        before = planes.key_counts(last, planes.BF16.head, 0, 16)[0]
+        last[at] = 0x3C00
+        if planes.key_counts(last, planes.BF16.head, 0, 16)[0] == before:
+            last[at] = 0
+    assert planes.key_counts(last, planes.BF16.head, 0, 16)[0] == 0
+    assert np.count_nonzero(last == 0) > 9
+    raw = words.view(np.uint8)
+    encoded = encode_chunk(raw, 2, "bf16", LEVELS[level], 0, 0)
+    buffer = np.concatenate((np.frombuffer(encoded.record, np.uint8), np.zeros(SLACK, np.uint8)))
+    out = np.empty(raw.size, np.uint8)
+    decode_chunk(buffer, len(encoded.record), 0, 0, raw.size // 2, 2, out)
+    assert np.array_equal(out, raw)
