@@ -83,13 +83,15 @@ def encode_chunk(
         strings = [_string_block(s, level) for s in (found.side_a, found.side_b)]
         if _stored(coded) + _stored(strings) + 112 + Block.SIZE * len(coded) < raw.size:
             return _record(split, coded, raw, width, run, chunk, sum64(raw), (found, strings))
-    total = Sum()
-    split, coded = _encode_elements(raw, width, coding, level, total)
+    # The sum brings the chunk into the cache; a sample counted before it waits for memory at every step (both over 45 MB
+    # of bfloat16: 9.6 milliseconds in that order, 3.7 in this).
+    total = sum64(raw)
+    split, coded = _encode_elements(raw, width, coding, level)
     if level.exhaustive and found is None and coding in _SPLIT_OF and row > 1:
         sorted_rows = _by_rows(raw, width, coding, level, row, first, split, coded)
         if sorted_rows is not None:
-            return _record(split, sorted_rows[1], raw, width, run, chunk, total.value(), sorted_rows[0])
-    return _record(split, coded, raw, width, run, chunk, total.value())
+            return _record(split, sorted_rows[1], raw, width, run, chunk, total, sorted_rows[0])
+    return _record(split, coded, raw, width, run, chunk, total)
 
 
 def _by_rows(
@@ -111,24 +113,20 @@ def _by_rows(
     found = transforms.rows(raw, width, row, first, classes, groups)
     inner = found.inner.view(WORD[width])
     size = group_size(inner.size, groups)
-    blocks = _float_blocks([inner[i : i + size] for i in range(0, inner.size, size)], split, same, None)
+    blocks = _float_blocks([inner[i : i + size] for i in range(0, inner.size, size)], split, same)
     strings = [_string_block(classes, level), Coded(Block(0))]
     stored = _stored(blocks) + _stored(strings) + Block.SIZE * (len(blocks) + 4)
     return ((found, strings), blocks) if stored < _stored(coded) + Block.SIZE * len(coded) else None
 
 
-def _encode_elements(
-    raw: U8, width: int, coding: str, level: Level, total: Sum | None = None
-) -> tuple[Split, list[Coded]]:
-    """Choose a split and encode its planes; add the elements to `total`."""
+def _encode_elements(raw: U8, width: int, coding: str, level: Level) -> tuple[Split, list[Coded]]:
+    """Choose a split and encode its planes."""
     if not raw.size:
         return BYTES, []
     words = raw.view(WORD[width])
     size = group_size(words.size)
     groups = [words[i : i + size] for i in range(0, words.size, size)]
     candidates: list[tuple[Split, list[Coded]]] = []
-    if total is not None and coding not in _SPLIT_OF:
-        total.add(raw)
     if coding == "opaque":
         candidates.append((BYTES, _bytes_blocks(groups, level)))
     elif coding == "planes":
@@ -137,7 +135,7 @@ def _encode_elements(
             candidates.append((BYTES, _bytes_blocks(groups, level)))
     else:
         split = _SPLIT_OF[coding]
-        blocks = _float_blocks(groups, split, level, total)
+        blocks = _float_blocks(groups, split, level)
         candidates.append((split, blocks))
         if _stored(blocks) * 100 > raw.size * 95:  # no weights: integers, noise or text behind a float dtype
             candidates.append((PLANES, _plane_blocks(groups, level)))
@@ -266,7 +264,7 @@ def _entropy_block(symbols: U8, table: Table, shared: bool, level: Level, escape
     return Coded(Block(codec, 0, segments, int(shared), stored, escapes.size), payload)
 
 
-def _float_blocks(groups: list[Words], split: Split, level: Level, total: Sum | None) -> list[Coded]:
+def _float_blocks(groups: list[Words], split: Split, level: Level) -> list[Coded]:
     head = split.head
     assert head is not None
     modes = [planes.sign_mode(words) for words in groups]
@@ -275,8 +273,6 @@ def _float_blocks(groups: list[Words], split: Split, level: Level, total: Sum | 
     keys: list[Coded] = []
     rests: list[Coded] = []
     for words, plan, mode in zip(groups, plans, modes, strict=True):
-        if total is not None:
-            total.add(words.view(np.uint8))  # which brings the group into the cache
         key, rest = _head_blocks(words, plan, mode, dense, split, level)
         keys.append(key)
         rests.append(rest)

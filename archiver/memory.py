@@ -1,6 +1,10 @@
 """One tensor in memory: an archive with a single bare tensor (FORMAT.md, section 9)."""
 
+import ctypes
 import io
+import sys
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, BinaryIO, cast
 
 import numpy as np
@@ -69,7 +73,47 @@ class _Pieces(io.RawIOBase):
         return len(data)
 
     def result(self) -> bytes:
-        return b"".join(self.pieces)
+        return _join(self.pieces)
+
+
+_HUGE = 1 << 22  # bytes from which pages of 2 MB are asked for, as numpy does
+_MADV_HUGEPAGE = 14  # Linux
+
+
+def _join(pieces: Sequence[Any]) -> bytes:
+    """Return the pieces as one bytes object, in huge pages where the system has them.
+
+    The system clears a page of 4 KB when it is first touched, 2 to 4 GB/s; huge ones are three times as fast to get
+    (encoding 45 MB of float16: 39 -> 28 milliseconds). The C API allows to fill a bytes object that is new.
+    """
+    size = sum(len(p) for p in pieces)
+    advise = _advise()
+    if size < _HUGE or advise is None:
+        return b"".join(pieces)
+    new, address = ctypes.pythonapi.PyBytes_FromStringAndSize, ctypes.pythonapi.PyBytes_AsString
+    new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_ssize_t)
+    address.restype, address.argtypes = ctypes.c_void_p, (ctypes.py_object,)
+    joined: bytes = new(None, size)
+    start = address(joined)
+    first = -(-start // 4096) * 4096
+    advise(first, (start + size - first) // 4096 * 4096, _MADV_HUGEPAGE)  # advice: it does not matter if it is refused
+    room = np.frombuffer((ctypes.c_uint8 * size).from_address(start), np.uint8)
+    at = 0
+    for piece in pieces:
+        room[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+        at += len(piece)
+    return joined
+
+
+@cache
+def _advise() -> Any:
+    """Return madvise(2), None where there is none."""
+    if sys.platform != "linux" or sys.implementation.name != "cpython":
+        return None
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if advise is not None:
+        advise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return advise
 
 
 class _Into(io.RawIOBase):

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from tzip.coders import rows
 from tzip.coders.arrays import I64, U8, U16, U32, Words
 from tzip.coders.jit import kernel
-from tzip.coders.scratch import borrow
+from tzip.coders.scratch import borrow, recycle
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def split_head(words: Words, head: Head, joined: int, signless: bool, window: Wi
         coded, rest, escapes = split_head_loose(words, head, joined, signless, window)
         return coded, rows.pack(rest, width), escapes
     coded, escapes = borrow("coded", n), borrow("escapes", n, np.uint32)
-    packed = np.empty(rows.packed_size(n, width), np.uint8)
+    packed = recycle(rows.packed_size(n, width))
     w = window
     keys = (1 << (head.exponent + joined)) - 1
     null = 0 if w.zero else w.instead

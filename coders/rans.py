@@ -20,7 +20,7 @@ from tzip.coders.arrays import I64, U8, U16, U32, U64, Words
 from tzip.coders.errors import CorruptError, TruncatedError
 from tzip.coders.jit import AVX2, AVX512, kernel, tier
 from tzip.coders.planes import join
-from tzip.coders.scratch import borrow
+from tzip.coders.scratch import borrow, recycle
 from tzip.coders.tables import read_range, segment_size, write_range
 
 LANES = 32
@@ -39,8 +39,9 @@ class RansTable:
 
     freq: I64
 
-    def write(self) -> bytes:
-        """Return the table as the format stores it, of even length: sparse where that is shorter."""
+    @cached_property
+    def stored(self) -> bytes:
+        """The table as the format stores it, of even length: sparse where that is shorter."""
         lo, hi, entries = write_range(self.freq)
         dense, sparse = _stored_size(lo, hi), _sparse_size(lo, hi, self.used.size)
         head = bytes((lo, hi))
@@ -208,13 +209,13 @@ def encode(symbols: U8, table: RansTable, shared: bool, segments: int, escapes: 
         padded[:n] = symbols
         padded[n:] = table.order[0]
     # Words go downwards from the end of each segment's own room: a row may write 32 in vain below its own, and 32 more.
-    order = np.arange(1, segments + 1)
-    last = 2 * order * (segment + 64)
-    first = last.copy()
-    words = borrow("words", segments * (segment + 64), np.uint16)
-    top = np.minimum(order * segment, padded.size)
-    left = (top - (order - 1) * segment) // LANES
-    states = np.full(segments * LANES, LOW, np.uint32)
+    room = 2 * (segment + 64)
+    stored = recycle(segments * room)
+    words = stored.view(np.uint16)
+    places = np.empty((3, segments), np.int64)
+    states = np.empty(segments * LANES, np.uint32)
+    _begin(padded.size, segment, places, states)
+    left, first, top = places
     if tier() == AVX512:
         work = rans_avx512.encode_narrow if table.encoders.size == 4 * NARROW + 1 else rans_avx512.encode_wide
         lanes, lane = np.empty(4 * LANES, np.uint32), np.empty(12, np.int64)
@@ -224,14 +225,11 @@ def encode(symbols: U8, table: RansTable, shared: bool, segments: int, escapes: 
         rans_avx2.encode(padded, table.divisors, gathering, words, left, first, top, states, lanes, lane)
     else:
         rans_portable.encode(padded, table.wide_divisors, words, left, first, top, states)
-    stored = words.view(np.uint8)
-    return [
-        escapes.tobytes(),
-        ((last - first) // 2).astype(np.uint32).tobytes(),
-        states.tobytes(),
-        b"" if shared else table.write(),
-        *(stored[a:b].copy() for a, b in zip(first.tolist(), last.tolist(), strict=True)),  # numpy lets others run
-    ]
+    ends = range(room, room * segments + 1, room)
+    streams = [stored[a:b] for a, b in zip(first.tolist(), ends, strict=True)]
+    counts = np.array([s.size // 2 for s in streams], np.uint32)
+    head = escapes.tobytes() + counts.tobytes() + states.tobytes()
+    return [head if shared else head + table.stored, *streams]
 
 
 @dataclass(eq=False, slots=True)
@@ -475,6 +473,21 @@ def _cost(counts: I64, freq: I64, log2: I64) -> int:
         if freq[s] > 0:
             total += counts[s] * ((12 << 16) - log2[freq[s]])
     return total
+
+
+@kernel
+@no_type_check
+def _begin(n: int, segment: int, places: I64, states: U32) -> None:
+    """Set the rows left of every segment, the byte where the room for its words ends, and the symbol where it ends.
+
+    Needs: places (3, segments), states (32 segments,).
+    """
+    for g in range(places.shape[1]):
+        places[2, g] = min(n, (g + 1) * segment)
+        places[0, g] = (places[2, g] - g * segment) // 32
+        places[1, g] = (g + 1) * 2 * (segment + 64)
+    for i in range(states.size):
+        states[i] = np.uint32(32768)
 
 
 @kernel

@@ -481,7 +481,7 @@ def _reference_table(kind, raw):
 def test_tables_round_trip(kind, entries, stored):
     raw = stored(entries)
     table = _build(kind, entries)
-    assert table.write() == raw
+    assert table.stored == raw
     assert table.size == len(raw)
     for tail in (b"", b"\xff" * 9):
         read, size = kind.read(u8(raw + tail))
