@@ -19,12 +19,15 @@ from tzip.coders.errors import (
 from tzip.version import __version__
 
 if TYPE_CHECKING:
-    from tzip.archive import Archive, MemberInfo, TensorInfo, TensorView, VerifyReport, open, verify
+    from tzip.archive import Archive, MemberInfo, TensorInfo, TensorView, open
+    from tzip.hook import install, uninstall
+    from tzip.in_place import InPlaceReport, pack_in_place, unpack_in_place
     from tzip.memory import decode, encode
     from tzip.packing import MemberReport, PackReport, pack
     from tzip.recovery import RecoverReport, recover
     from tzip.repacking import repack
     from tzip.unpacking import UnpackReport, unpack
+    from tzip.verifying import VerifyReport, verify
 
 # Names are imported on first use: `import tzip` costs no numba, and a listing never does.
 _HOMES = {
@@ -32,9 +35,9 @@ _HOMES = {
     "MemberInfo": "archive",
     "TensorInfo": "archive",
     "TensorView": "archive",
-    "VerifyReport": "archive",
+    "VerifyReport": "verifying",
     "open": "archive",
-    "verify": "archive",
+    "verify": "verifying",
     "decode": "memory",
     "encode": "memory",
     "MemberReport": "packing",
@@ -45,12 +48,18 @@ _HOMES = {
     "repack": "repacking",
     "UnpackReport": "unpacking",
     "unpack": "unpacking",
+    "InPlaceReport": "in_place",
+    "pack_in_place": "in_place",
+    "unpack_in_place": "in_place",
+    "install": "hook",
+    "uninstall": "hook",
 }
 
 __all__ = [
     "Archive",
     "ChangedError",
     "CorruptError",
+    "InPlaceReport",
     "MemberInfo",
     "MemberReport",
     "NotAnArchiveError",
@@ -68,11 +77,15 @@ __all__ = [
     "__version__",
     "decode",
     "encode",
+    "install",
     "open",
     "pack",
+    "pack_in_place",
     "recover",
     "repack",
+    "uninstall",
     "unpack",
+    "unpack_in_place",
     "verify",
 ]
 

@@ -1,8 +1,8 @@
-"""Reading archives: a lazy mapping of tensors, members as streams of bytes, verification."""
+"""Reading archives: a lazy mapping of tensors, members as streams of bytes."""
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tzip.coders.errors import CorruptError, TensorNotFoundError, TzipError, UnsupportedError
 from tzip.coders.registry import names_of
-from tzip.formats.catalogue import CLOSED, FOLDER, IN_RUN, LINK, SHA_KNOWN
+from tzip.formats.catalogue import IN_RUN, LINK, SHA_KNOWN
 from tzip.formats.dtypes import Dtype
-from tzip.formats.layout import CHUNK, CHUNK_ELEMENTS, DONE, MEMBER
+from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.names import check_links
 from tzip.formats.reader import ArchiveReader
 from tzip.formats.source import open_source
@@ -249,6 +249,10 @@ class Archive(Mapping[str, NDArray[Any]]):
             )
         raise TensorNotFoundError(f"there is no tensor {name!r}").at(path=self._source.name, member=member)
 
+    def view(self, row: int) -> TensorView:
+        """Return the tensor in that row of the index."""
+        return TensorView(self, row)
+
     # ---- listings
 
     def members(self) -> list[MemberInfo]:
@@ -359,47 +363,84 @@ class Archive(Mapping[str, NDArray[Any]]):
 
     def tensor_bytes_into(self, row: int, out: "U8", threads: int | None, begin: int = 0) -> None:
         """Fill `out`, shape (n,), with the bytes of the tensor in that row of the index, from byte `begin` on."""
+        self.read_into([(row, begin, out)], threads)
+
+    def read_into(self, wanted: "Sequence[tuple[int, int, U8]]", threads: int | None) -> None:
+        """Fill byte arrays with parts of tensors: (row of the index, first byte, array of shape (n,)) each.
+
+        A chunk that several of them need is decoded once. Raises CorruptError or UnsupportedError; the arrays are then
+        unspecified and must not be used.
+        """
+        parts: dict[tuple[int, int], list[tuple[int, int, int, U8]]] = {}
+        inline: dict[int, bytes] = {}
+        for row, begin, out in wanted:
+            member = self._member_of(row)
+            try:
+                self._locate(row, member, begin, out, parts, inline)
+            except TzipError as e:
+                raise self._placed(e, row, member) from None
         index = self.reader.index
-        name = index.tensor_names[row]
+        self._source.expect(sorted(self.reader.chunk_at(*place) for place in parts))
+
+        def one(item: "tuple[tuple[int, int], list[tuple[int, int, int, U8]]]") -> None:
+            (run, chunk), uses = item
+            size = self.reader.chunk_elements(run, chunk) * int(index["r_width"][run])
+            row, low, high, out = uses[0]
+            try:
+                if len(uses) == 1 and high - low == size:
+                    self.decode_chunk(run, chunk, out)
+                    return
+                # The only chunk of a run is often a bundle of small tensors, and the next one will be asked for.
+                alone = int(index.run_chunks[run]) == 1
+                decoded = self._cached_chunk(run) if alone else self.decode_chunk(run, chunk)
+            except TzipError as e:
+                raise self._placed(e, row, self._member_of(row)) from None
+            for _, low, high, out in uses:
+                out[:] = decoded[low:high]
+
+        with Workers(min(thread_count(threads), max(1, len(parts)))) as workers:
+            for _ in workers.map(one, parts.items()):
+                pass
+
+    def _member_of(self, row: int) -> int:
         member = int(np.searchsorted(self._first_tensor, row, side="right")) - 1
-        while int(index["m_tensors"][member]) == 0:
+        while int(self.reader.index["m_tensors"][member]) == 0:
             member -= 1
+        return member
+
+    def _placed(self, error: TzipError, row: int, member: int) -> TzipError:
+        index = self.reader.index
+        return error.at(path=self._source.name, member=index.member_names[member], tensor=index.tensor_names[row])
+
+    def _locate(
+        self,
+        row: int,
+        member: int,
+        begin: int,
+        out: "U8",
+        parts: "dict[tuple[int, int], list[tuple[int, int, int, U8]]]",
+        inline: dict[int, bytes],
+    ) -> None:
+        """Add to `parts` what the array needs: (run, chunk) -> (row, first and last byte in it, where they go)."""
+        index = self.reader.index
         if int(index["t_layout"][row]):
-            raise UnsupportedError(f"tensor layout {int(index['t_layout'][row])} is not known to this tzip").at(tensor=name)
+            raise UnsupportedError(f"tensor layout {int(index['t_layout'][row])} is not known to this tzip")
         if not out.size:
             return
         x = int(self._first_extent[member]) + int(index["t_extent"][row])
-        at = int(index["t_offset"][row]) + begin
-        try:
-            if int(index["x_kind"][x]) != IN_RUN:
-                start = int(index["x_offset"][x]) + at
-                out[:] = np.frombuffer(self.reader.inline_bytes(member), np.uint8)[start : start + out.size]
-            else:
-                self._run_bytes(int(index["x_run"][x]), int(index["x_offset"][x]) + at, out, threads)
-        except TzipError as e:
-            raise e.at(path=self._source.name, member=index.member_names[member], tensor=name) from None
-
-    def _run_bytes(self, run: int, begin: int, out: "U8", threads: int | None) -> None:
-        width = int(self.reader.index["r_width"][run])
-        step = CHUNK_ELEMENTS * width
-        end = begin + out.size
-        size = int(self.reader.index["r_elements"][run]) * width
-        if size <= step and out.size < size:
-            out[:] = self._cached_chunk(run)[begin:end]
+        at = int(index["t_offset"][row]) + begin + int(index["x_offset"][x])
+        if int(index["x_kind"][x]) != IN_RUN:
+            if member not in inline:
+                inline[member] = self.reader.inline_bytes(member)
+            out[:] = np.frombuffer(inline[member], np.uint8)[at : at + out.size]
             return
-
-        def one(chunk: int) -> None:
-            low, high = chunk * step, min(size, (chunk + 1) * step)
-            a, b = max(begin, low), min(end, high)
-            part = out[a - begin : b - begin]
-            if (a, b) == (low, high):
-                self.decode_chunk(run, chunk, part)
-            else:
-                part[:] = self.decode_chunk(run, chunk)[a - low : b - low]
-
-        with Workers(thread_count(threads)) as workers:
-            for _ in workers.map(one, range(begin // step, -(-end // step))):
-                pass
+        run = int(index["x_run"][x])
+        step = CHUNK_ELEMENTS * int(index["r_width"][run])
+        end = at + out.size
+        for chunk in range(at // step, -(-end // step)):
+            low, high = max(at, chunk * step), min(end, (chunk + 1) * step)
+            use = (row, low - chunk * step, high - chunk * step, out[low - at : high - at])
+            parts.setdefault((run, chunk), []).append(use)
 
     def member_stream(
         self, member: int, workers: Workers, write: "Callable[[int, U8], None] | None" = None
@@ -558,92 +599,9 @@ def _next(
 
 
 def open(source: Any) -> Archive:  # tzip.open, as gzip.open
-    """Open an archive: a path, `os.PathLike`, bytes-like object or binary file.
+    """Open an archive: a path, a URL, `os.PathLike`, bytes-like object or binary file.
 
-    Raises NotAnArchiveError, UnsupportedError, CorruptError or TruncatedError, with file and offset. Only the index is read;
-    nothing is decoded.
+    URLs are those that fsspec knows (https://, s3://, hf:// …); only what is asked for is fetched. Only the index is
+    read; nothing is decoded. Raises NotAnArchiveError, UnsupportedError, CorruptError or TruncatedError, with file and offset.
     """
     return Archive(source)
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """What `verify` proved: records, chunks, and members whose SHA-256 was computed (deep only)."""
-
-    members: int
-    chunks: int
-    bytes: int
-    deep: bool
-    without_sha256: list[str]
-
-
-def verify(
-    source: Any, *, deep: bool = False, threads: int | None = None, progress: Callable[[int], None] | None = None
-) -> VerifyReport:
-    """Prove an archive: every structure and every stored byte; with `deep` also decode it and compare all sums and SHA-256.
-
-    Raises the error of the first damage, with its place. `progress` is called with numbers of stored (deep: decoded) bytes.
-    """
-    from tzip.coders.sums import sum64
-
-    told = progress or (lambda n: None)
-    with Archive(source) as archive, Workers(thread_count(threads)) as workers:
-        reader = archive.reader
-        index = reader.index
-        _verify_structure(archive)
-        pairs = [(r, c) for r, n in enumerate(index.run_chunks.tolist()) for c in range(n)]
-
-        def one(pair: tuple[int, int]) -> int:
-            buffer, length, check = reader.read_chunk(*pair, 0)
-            if sum64(buffer[16:length]) != check:
-                raise CorruptError("a chunk record does not match its check").at(
-                    path=reader.source.name, offset=reader.chunk_at(*pair)[0]
-                )
-            return length
-
-        if not deep:
-            for n in workers.map(one, pairs):
-                told(n)
-        missing = []
-        for i, name in enumerate(index.member_names):
-            if deep:
-                for part in archive.checked_stream(i, workers):
-                    told(part.size)
-            if not int(index["m_flags"][i]) & SHA_KNOWN and int(index["m_kind"][i]) != FOLDER:
-                missing.append(name)
-        return VerifyReport(len(index.member_names), len(pairs), reader.footer.archive_length, deep, missing)
-
-
-def _verify_structure(archive: Archive) -> None:
-    """Walk all records: what stands between them is zero, and they are those that the index names, in its order."""
-    reader = archive.reader
-    index = reader.index
-    chunks = iter(zip(index["c_offset"].tolist(), index["c_length"].tolist(), strict=True))
-    members = iter(enumerate(index["m_record"].tolist()))
-    current = -1
-    open_done = False
-    for record in reader.records():
-        at = record.offset - reader.origin
-        try:
-            if record.kind == CHUNK:
-                if next(chunks, None) != (at, record.length):
-                    raise CorruptError("a chunk record that the index does not have")
-            elif record.kind == MEMBER:
-                if next(members, None) != (current + 1, at) or open_done:
-                    raise CorruptError("a member record that the index does not have")
-                current += 1
-                reader.inline_bytes(current)
-                open_done = not int(index["m_flags"][current]) & CLOSED
-            elif record.kind == DONE:
-                done = reader.done_record(record.offset)
-                known = bool(int(index["m_flags"][current]) & SHA_KNOWN) if current >= 0 else False
-                sha = index["m_sha"][current].tobytes() if known else None
-                if not open_done or (done.member, done.size, done.sha256) != (current, int(index["m_size"][current]), sha):
-                    raise CorruptError("a done record contradicts the index")
-                open_done = False
-            elif at != reader.footer.index_offset:
-                raise CorruptError("a second index")
-        except CorruptError as e:
-            raise e.at(path=reader.source.name, offset=record.offset) from None
-    if next(chunks, None) is not None or next(members, None) is not None or open_done:
-        raise CorruptError("records that the index has are missing").at(path=reader.source.name)

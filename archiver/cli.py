@@ -165,6 +165,7 @@ def _show_warning(
 @click.option("--verify", "verify_kind", type=click.Choice(["chunks", "file"]), default="chunks", show_default=True,
               help="chunks: decode and compare each chunk before it is written; file: read the finished file back too.")
 @click.option("--name", help="The member's name when packing stdin.", default="data", show_default=True)
+@click.option("--in-place", is_flag=True, help="Replace .safetensors files, in folders too, by packed ones of the same name.")
 @_level
 @_threads
 @_force
@@ -180,6 +181,7 @@ def pack(
     no_sha256: bool,
     verify_kind: str,
     name: str,
+    in_place: bool,
     level: str,
     threads: int | None,
     force: bool,
@@ -194,11 +196,20 @@ def pack(
     tzip pack *.safetensors -o shards.tzip
     tzip pack checkpoints/ --each            one archive for each file
     cat model.safetensors | tzip pack - --name model.safetensors > model.tzip
+    tzip pack --in-place my-model/           readers need tzip.install()
 
     Every chunk is decoded and compared with its source before it is written. Links that lead out of a folder
     are refused unless -L is given (it is the default inside a hub cache's snapshot folder).
     """
     sources = _expand(paths)
+    if in_place:
+        given = [output, each, dereference, resume, strict, no_sha256, verify_kind != "chunks", name != "data", "-" in sources]
+        if any(given):
+            raise UsageError("--in-place takes --level and --threads, and no other option of packing")
+        with _progress("packing", None, quiet) as progress:
+            changes = tzip.pack_in_place(sources, level=level, threads=threads, progress=progress)
+        _tell_in_place(changes, quiet, as_json)
+        return
     options = {
         "level": level,
         "threads": threads,
@@ -232,6 +243,16 @@ def pack(
                 f"{_percent(report.bytes_out, report.bytes_in)}, {len(report.members)} members, {report.seconds:.1f} s",
                 err=True,
             )
+
+
+def _tell_in_place(report: Any, quiet: bool, as_json: bool) -> None:
+    if as_json:
+        _json(dataclasses.asdict(report))
+    elif not quiet:
+        for path, (before, after) in report.changed.items():
+            click.echo(f"{path}: {_size(before)} -> {_size(after)}, {_percent(after, before)}", err=True)
+        for path, why in report.left.items():
+            click.echo(f"{path}: left as it is, {why}", err=True)
 
 
 def _pack_one(source: Any, target: Any, options: dict[str, Any], quiet: bool) -> Any:
@@ -272,6 +293,7 @@ def _stdout() -> BinaryIO:
 @click.argument("members", nargs=-1, metavar="[MEMBER...]")
 @click.option("--output", "-o", help="The folder to restore into (default: the current one); '-' writes one member to stdout.")
 @click.option("--resume", is_flag=True, help="Keep files that are already right (by SHA-256), restore the others.")
+@click.option("--in-place", is_flag=True, help="Replace files packed in place, in folders too, by the files they hold.")
 @_threads
 @_force
 @_quiet
@@ -281,6 +303,7 @@ def unpack(
     members: tuple[str, ...],
     output: str | None,
     resume: bool,
+    in_place: bool,
     threads: int | None,
     force: bool,
     quiet: bool,
@@ -292,9 +315,17 @@ def unpack(
     tzip unpack model.safetensors.tzip
     tzip unpack my-model.tzip -o there/ my-model/config.json
     tzip unpack model.tzip -o - > model.safetensors
+    tzip unpack --in-place my-model/
 
     Each file appears whole, after its sums were proven, or not at all.
     """
+    if in_place:
+        if output or resume or archive == "-":
+            raise UsageError("--in-place takes paths and --threads, and no other option of unpacking")
+        with _progress("unpacking", None, quiet) as progress:
+            changes = tzip.unpack_in_place(_expand((archive, *members)), threads=threads, progress=progress)
+        _tell_in_place(changes, quiet, as_json)
+        return
     source: Any = sys.stdin.buffer if archive == "-" else archive
     target: Any = _stdout() if output == "-" else output
     total = None
@@ -538,6 +569,38 @@ def bench(path: str, sample: int, repeat: int, threads: int, quiet: bool, as_jso
     for f in figures:
         encode, decode = f"{_size(int(f.encode))}/s", f"{_size(int(f.decode))}/s"
         click.echo(f"{f.level:8} {_percent(f.bytes_out, f.bytes_in):>9} {encode:>12} {decode:>12}")
+
+
+@cli.command()
+@click.argument("action", type=click.Choice(["enable", "disable", "status"]))
+def hook(action: str) -> None:
+    """Make all Python programs of this virtual environment open packed files, or no longer.
+
+    \b
+    tzip hook enable      one .pth file in the environment's site-packages
+    tzip hook status
+    """
+    from tzip import environments
+
+    if action == "enable":
+        click.echo(f"enabled by {environments.enable()}")
+    elif action == "disable":
+        click.echo("disabled" if environments.disable() else "it was not enabled")
+    else:
+        click.echo(f"enabled by {environments.hook_file()}" if environments.enabled() else "not enabled")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def run(command: tuple[str, ...]) -> None:
+    """Run a command; it and its children open packed files wherever they open safetensors files.
+
+    \b
+    tzip run -- python train.py --model my-model/
+    """
+    from tzip import environments
+
+    raise SystemExit(environments.run(list(command)))
 
 
 @cli.command()

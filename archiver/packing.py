@@ -1,5 +1,6 @@
 """Packing: items to an archive. Reads the input once; proves every chunk by decoding it before it is written."""
 
+import io
 import os
 import time
 import warnings
@@ -12,7 +13,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tzip.archive import verify
 from tzip.blocks import codecs_of
 from tzip.chunks import SLACK, EncodedChunk, decode_chunk, encode_chunk
 from tzip.coders import zstd
@@ -32,6 +32,7 @@ from tzip.formats.source import Source, open_source
 from tzip.formats.writer import ArchiveWriter
 from tzip.plan import LEVELS, Level
 from tzip.tree import Item, collect
+from tzip.verifying import verify
 from tzip.version import __version__
 from tzip.workers import Hasher, Workers, thread_count
 
@@ -555,7 +556,7 @@ def pack(
             dst = base.with_name(base.name + SUFFIX)
         if isinstance(dst, str | os.PathLike):
             return _pack_to_path(items, Path(dst), options, force, verify_file)
-        return _pack_to_file(items, dst, None, replace(options, resume=False))
+        return pack_to_file(items, dst, None, replace(options, resume=False))
     finally:
         for source in sources:
             source.close()
@@ -589,7 +590,7 @@ def _pack_to_path(
         if target.exists() and any(i.original and i.kind == FILE and os.path.samefile(i.original, target) for i in items):
             raise UsageError("input and output are the same file").at(path=str(target))
     with PartialFile(target, force=force, resume=options.resume, keep=options.resume) as partial:
-        report = _pack_to_file(items, partial.file, str(target), options)
+        report = pack_to_file(items, partial.file, str(target), options)
         if verify_file:
             verify(partial.path, deep=True, threads=options.threads)
         if check is not None:
@@ -598,7 +599,15 @@ def _pack_to_path(
     return report
 
 
-def _pack_to_file(items: Sequence[Item], out: BinaryIO, target: str | None, options: Options) -> PackReport:
+def pack_to_bytes(items: Sequence[Item], options: Options) -> bytes:
+    """Pack items into memory."""
+    out = io.BytesIO()
+    pack_to_file(items, out, None, options)
+    return out.getvalue()
+
+
+def pack_to_file(items: Sequence[Item], out: BinaryIO, target: str | None, options: Options) -> PackReport:
+    """Pack items into a binary file, from where it stands on; `target` is its name in the report."""
     start = time.perf_counter()
     with Workers(thread_count(options.threads)) as workers:
         packer = Packer(out, workers, options)

@@ -130,7 +130,9 @@ def commit() -> str:
     if found is None or found.origin is None:
         return "no tzip"
     package = Path(found.origin).parent
-    installed = {("archiver/" if len(p) == 1 else "") + "/".join(p): _blob(file) for p, file in _modules(package)}
+    installed = {
+        ("" if p[0] in ("coders", "formats") else "archiver/") + "/".join(p): _blob(file) for p, file in _modules(package)
+    }
     try:
         commits = _git("log", "-n", "50", "--format=%h").split()
         for one in commits:

@@ -2,15 +2,19 @@
 
 import io
 import os
+import re
 import shutil
 import tempfile
 import threading
+from collections.abc import Sequence
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
 from tzip.coders.arrays import U8
 from tzip.coders.errors import UsageError
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+://")  # a drive of Windows has one letter and no slashes
 
 
 class Source:
@@ -33,6 +37,11 @@ class Source:
     def view_at(self, offset: int, n: int) -> U8 | None:
         """Return n bytes as they lie in memory, read-only, or None when the source has them elsewhere or has fewer."""
         return None
+
+    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Be told which (offset, length), in ascending order, will be read next, each once: what is far away is worth fetching
+        in larger pieces.
+        """
 
     def close(self) -> None:
         """Release what is held."""
@@ -106,11 +115,15 @@ class FileSource(Source):
 
 
 def open_source(source: Any) -> Source:
-    """Open a path, `os.PathLike`, bytes-like object or binary file for reading.
+    """Open a path, a URL that fsspec knows, `os.PathLike`, bytes-like object or binary file for reading.
 
     A file that cannot seek, such as a pipe, is first copied to an unnamed temporary file, so that memory stays
     bounded and a pipe is packed exactly like a file.
     """
+    if isinstance(source, str) and _URL.match(source):
+        from tzip.formats.remote import RemoteSource
+
+        return RemoteSource(source)
     if isinstance(source, str | os.PathLike):
         path = os.fspath(source)
         return FileSource(open(path, "rb", buffering=0), os.fsdecode(path), owned=True)

@@ -14,7 +14,13 @@ import tzip
 from tzip.coders.registry import CODECS
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {"archiver": "tzip", "coders": "tzip.coders", "formats": "tzip.formats"}
+FOLDERS = {
+    "archiver": "tzip",
+    "archiver/bootstrap": "tzip.bootstrap",
+    "archiver/safetensors": "tzip.safetensors",
+    "coders": "tzip.coders",
+    "formats": "tzip.formats",
+}
 SOURCES = sorted(p for folder in FOLDERS for p in (ROOT / folder).glob("*.py"))
 
 
