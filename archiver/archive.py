@@ -470,6 +470,8 @@ class Archive(Mapping[str, NDArray[Any]]):
                 (run, c, max(begin - c * step, 0), min(begin + n - c * step, step))
                 for c in range(begin // step, -(-(begin + n) // step))
             ]
+        places = {(run, chunk) for run, chunk, _, _ in pieces if run >= 0}
+        self._source.expect(sorted(self.reader.chunk_at(*place) for place in places))
         yield from _pipeline(pieces, uses, inline, index.run_chunks, self.decode_chunk, workers, write)
 
     def member_extents(self, member: int) -> list[tuple[int, int, int, int]]:

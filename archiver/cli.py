@@ -358,7 +358,7 @@ def ls(archive: str, only_members: bool, as_json: bool) -> None:
     tzip ls model.tzip --json | jq '.tensors[] | select(.dtype == "BF16") | .name'
     """
     with tzip.open(archive) as opened:
-        members = opened.members()
+        members, size = opened.members(), opened.reader.source.size
         tensors = [] if only_members else opened.tensors()
     if as_json:
         _json({"members": [dataclasses.asdict(m) for m in members], "tensors": [dataclasses.asdict(t) for t in tensors]})
@@ -375,7 +375,7 @@ def ls(archive: str, only_members: bool, as_json: bool) -> None:
             lines.append(
                 f"  {t.dtype:11} {t.nbytes:>13,} {_percent(t.stored, t.nbytes):>9}  {t.name}  {shape}  {codecs}"
             )
-    total, stored = sum(m.size for m in members), os.path.getsize(archive)
+    total, stored = sum(m.size for m in members), size
     lines.append(f"{len(members)} members, {total:,} bytes in {stored:,}, {_percent(stored, total)}")
     click.echo("\n".join(lines))
 
@@ -425,7 +425,7 @@ def verify(archives: tuple[str, ...], deep: bool, threads: int | None, quiet: bo
     reports = {}
     for path in _expand(archives):
         source: Any = sys.stdin.buffer if path == "-" else path
-        with _progress("verifying", None if deep or path == "-" else os.path.getsize(path), quiet) as progress:
+        with _progress("verifying", None if deep or not os.path.exists(path) else os.path.getsize(path), quiet) as progress:
             report = tzip.verify(source, deep=deep, threads=threads, progress=progress)
         reports[path] = dataclasses.asdict(report)
         if not as_json and not quiet:
@@ -533,13 +533,12 @@ def repack(
     tzip repack model.tzip -o smaller.tzip --level best
     """
     with tzip.open(archive) as opened:
-        total = sum(m.size for m in opened.members())
+        total, old = sum(m.size for m in opened.members()), opened.reader.source.size
     with _progress("repacking", total, quiet) as progress:
         report = tzip.repack(archive, output, level=level, threads=threads, force=force, progress=progress)
     if as_json:
         _json(dataclasses.asdict(report))
     elif not quiet:
-        old = os.path.getsize(archive)
         click.echo(f"{output}: {_size(old)} -> {_size(report.bytes_out)}, {report.seconds:.1f} s", err=True)
 
 

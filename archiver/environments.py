@@ -9,13 +9,22 @@ from tzip.coders.errors import UsageError
 from tzip.hook import BOOTSTRAP
 
 _NAME = "tzip-hook.pth"
-# One line that starts with "import" is run by every start of the interpreter. It must not fail, with or without tzip.
-LINE = 'import sys; exec("try:\\n import tzip.hook\\n tzip.hook.watch()\\nexcept Exception:\\n pass")\n'
+# One line that starts with "import" is run by every start of the interpreter. It must not fail, with or without tzip. Where
+# the environment sees the system's packages, and tzip is one of these, its folder is not yet on the path at that time.
+LINE = (
+    "import sys; _tzip = sys.path[:]; sys.path.append({folder!r}); "
+    'exec("try:\\n import tzip.hook\\n tzip.hook.watch()\\nexcept Exception:\\n pass"); sys.path[:] = _tzip; del _tzip\n'
+)
 
 
 def hook_file() -> Path:
     """Return where this environment's hook stands, or would."""
     return Path(sysconfig.get_paths()["purelib"], _NAME)
+
+
+def line() -> str:
+    """Return what the hook's file says."""
+    return LINE.format(folder=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def enable() -> Path:
@@ -26,7 +35,7 @@ def enable() -> Path:
     if sys.prefix == sys.base_prefix:
         raise UsageError("this Python is no virtual environment; use tzip.install() or tzip run instead")
     file = hook_file()
-    file.write_text(LINE, encoding="utf-8")
+    file.write_text(line(), encoding="utf-8")
     return file
 
 

@@ -12,8 +12,8 @@ from typing import Any
 BOOTSTRAP = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bootstrap")
 _lock = threading.RLock()
 _replaced: list[tuple[Any, Any]] = []  # (theirs, ours) while installed
+_path: list[tuple[str | None, str]] = []  # PYTHONPATH before and after, when it was changed
 _finder: "_Finder | None" = None
-_path_before: list[str | None] = []
 
 
 class Installed:
@@ -38,13 +38,14 @@ def install(*, children: bool = True) -> Installed:
 
     Raises UsageError when the installed safetensors library has no function that this tzip knows how to stand for.
     """
+    _import_first()
     with _lock:
         new = _finder is None
         watch()
-        if children and new and BOOTSTRAP not in os.environ.get("PYTHONPATH", "").split(os.pathsep):
-            before = os.environ.get("PYTHONPATH")
-            _path_before.append(before)
-            os.environ["PYTHONPATH"] = BOOTSTRAP if not before else BOOTSTRAP + os.pathsep + before
+        before = os.environ.get("PYTHONPATH")
+        if children and BOOTSTRAP not in (before or "").split(os.pathsep):
+            after = os.environ["PYTHONPATH"] = BOOTSTRAP if not before else BOOTSTRAP + os.pathsep + before
+            _path[:] = [(before, after)]
         return Installed(new)
 
 
@@ -56,15 +57,18 @@ def uninstall() -> None:
             if _finder in sys.meta_path:
                 sys.meta_path.remove(_finder)
             _finder = None
-        if _replaced:
-            _rebind([(ours, theirs) for theirs, ours in _replaced])
-            _replaced.clear()
-        while _path_before:
-            before = _path_before.pop()
+        for theirs, ours in reversed(_replaced):  # the latest first: it may stand for an earlier one
+            _rebind([(ours, theirs)])
+        _replaced.clear()
+        for before, after in _path:
+            now = os.environ.get("PYTHONPATH", "")
+            if now != after:  # somebody has added something
+                before = os.pathsep.join(p for p in now.split(os.pathsep) if p != BOOTSTRAP)
             if before is None:
-                os.environ.pop("PYTHONPATH", None)
+                del os.environ["PYTHONPATH"]
             else:
                 os.environ["PYTHONPATH"] = before
+        _path.clear()
 
 
 def installed() -> bool:
@@ -78,10 +82,19 @@ def watch() -> None:
     with _lock:
         if _finder is not None:
             return
-        _finder = _Finder()
         if "safetensors" in sys.modules:
             _replace()
+        _finder = _Finder()
         sys.meta_path.insert(0, _finder)
+
+
+def _import_first() -> None:
+    """Import what replacing needs before the lock is taken: a thread that is importing safetensors wants the lock, too."""
+    if "safetensors" in sys.modules:
+        import safetensors
+
+        if hasattr(safetensors, "safe_open"):
+            import tzip.safetensors.opening  # noqa: F401
 
 
 class _Finder:
@@ -103,9 +116,16 @@ class _Finder:
 
             def exec_module(module: Any) -> None:
                 run(module)
-                with _lock:
-                    if _finder is self:
-                        _replace()
+                from tzip.coders.errors import UsageError
+
+                try:
+                    with _lock:
+                        if _finder is self:
+                            _replace()
+                except UsageError as e:  # the program may never open a packed file: its import must not fail
+                    import warnings
+
+                    warnings.warn(f"packed files will not open: {e}", RuntimeWarning, stacklevel=2)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -131,14 +151,16 @@ def _replace() -> None:
     theirs_bytes: Any = safetensors.deserialize
 
     class safe_open(opening.safe_open):  # noqa: N801 (their name)
+        __doc__ = theirs_open.__doc__
         plain = theirs_open
 
+    safe_open.__module__, safe_open.__qualname__ = "safetensors", "safe_open"
     pairs: list[tuple[Any, Any]] = [(theirs_open, safe_open)]
 
     def deserialize(bytes: Any) -> Any:
         return opening.deserialize(bytes) if opening.packed_bytes(bytes) else theirs_bytes(bytes)
 
-    pairs.append((theirs_bytes, deserialize))
+    pairs.append((theirs_bytes, _named(deserialize, theirs_bytes)))
     theirs_handle: Any = getattr(safetensors, "_safe_open_handle", None)
     if theirs_handle is not None:
 
@@ -147,9 +169,18 @@ def _replace() -> None:
                 return opening._safe_open_handle(f, *args, **kwargs)
             return theirs_handle(f, *args, **kwargs)
 
-        pairs.append((theirs_handle, _safe_open_handle))
+        pairs.append((theirs_handle, _named(_safe_open_handle, theirs_handle)))
     _rebind(pairs)
     _replaced.extend(pairs)
+
+
+def _named(ours: Any, theirs: Any) -> Any:
+    """Give a function the name, text and signature of the one that it replaces; it pickles as that."""
+    import functools
+
+    functools.update_wrapper(ours, theirs)
+    ours.__module__, ours.__qualname__ = "safetensors", ours.__name__
+    return ours
 
 
 def _rebind(pairs: list[tuple[Any, Any]]) -> None:
@@ -157,7 +188,8 @@ def _rebind(pairs: list[tuple[Any, Any]]) -> None:
     new = {id(old): (old, new) for old, new in pairs}
     for name, module in list(sys.modules.items()):
         names = getattr(module, "__dict__", None)
-        if not isinstance(names, dict) or name == "tzip" or name.startswith("tzip."):
+        # The library's own binary module keeps its functions: it is what is left when the library is imported again.
+        if not isinstance(names, dict) or name == "tzip" or name.startswith(("tzip.", "safetensors._")):
             continue
         for key, value in list(names.items()):
             if id(value) in new and value is new[id(value)][0]:

@@ -69,6 +69,8 @@ def pack_in_place(
     report = InPlaceReport()
     for path in _files(paths, report):
         size = path.stat().st_size
+        (item,) = collect([path], dereference=True)
+        check = _unchanged(item, threads)
         with open_source(path) as source:
             if is_packed(source.read_at, source.size):
                 report.left[str(path)] = "packed already"
@@ -79,8 +81,6 @@ def pack_in_place(
                 report.left[str(path)] = f"no valid safetensors file: {e}"
                 continue
             header = source.read_at(0, data_start)
-        (item,) = collect([path], dereference=True)
-        check = _unchanged(item, threads)
         if pack_in_envelope(item, header, path, Options(level, threads, progress=progress), check=check):
             report.changed[str(path)] = (size, path.stat().st_size)
         else:
@@ -95,6 +95,8 @@ def _unchanged(item: Item, threads: int | None) -> Callable[[Path], None]:
     before = item.stamp() if item.stamp is not None else None
 
     def check(packed: Path) -> None:
+        if item.stamp is not None and item.stamp() != before:
+            raise ChangedError("the file changed while it was packed; it stays as it is").at(path=item.original)
         verify(packed, deep=True, threads=threads)
         if item.stamp is not None and item.stamp() != before:
             raise ChangedError("the file changed while it was packed; it stays as it is").at(path=item.original)
@@ -114,7 +116,7 @@ def unpack_in_place(
     Each file is proven by its sums and its SHA-256 before it takes its place, in one step, with the permissions and the
     time that it had. Called again it goes on with the files that are packed still.
 
-    Raises CorruptError (the packed file stays), UsageError or OSError.
+    Raises CorruptError, or ChangedError when a file changes meanwhile (the packed file stays), UsageError or OSError.
     """
     report = InPlaceReport()
     for path in _files(paths, report):
@@ -131,6 +133,8 @@ def unpack_in_place(
 
 
 def _restore(path: Path, threads: int | None, progress: Progress | None) -> None:
+    (item,) = collect([path], dereference=True)
+    before = item.stamp() if item.stamp is not None else None
     with Archive(path) as archive, Workers(thread_count(threads)) as workers:
         index = archive.reader.index
         if index["m_kind"].tolist() != [FILE]:
@@ -142,6 +146,8 @@ def _restore(path: Path, threads: int | None, progress: Progress | None) -> None
                     progress(part.size)
             if partial.file.tell() != int(index["m_size"][0]):
                 raise CorruptError("the member has another size than the index says").at(path=str(path))
+            if item.stamp is not None and item.stamp() != before:
+                raise ChangedError("the packed file changed while it was unpacked; it stays as it is").at(path=str(path))
             mtime = int(index["m_mtime"][0])
             partial.publish(int(index["m_mode"][0]) & 0o777, None if mtime == NO_MTIME else mtime)
 

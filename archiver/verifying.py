@@ -48,6 +48,7 @@ def verify(
             return length
 
         if not deep:
+            reader.source.expect(sorted(reader.chunk_at(*pair) for pair in pairs))
             for n in workers.map(one, pairs):
                 told(n)
         missing = []

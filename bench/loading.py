@@ -5,8 +5,8 @@
 Needs torch and safetensors. The inputs are synthetic bfloat16 weights without repeats (bench/data.py). "copied" is the plain
 file read with `load_file` and cloned into fresh memory, what a program pays that uses the tensors; "mapped" is `load_file`
 alone, which maps the file and reads nothing yet. Warm: the file in the page cache, all kernels loaded, one core, best of the
-repeats; cold process: a new Python that imports torch and loads, wall time. "Slow storage" is a file object that gives its bytes
-at a fixed rate, sleeping between, as a disk or a network does; the plain file is read into one buffer at the same rate.
+repeats; cold process: a new Python that imports torch and loads, wall time. "Slow storage" is a file object that gives its
+bytes at a fixed rate, sleeping between, as a disk or a network does; the plain file is read into one buffer at the same rate.
 Memory: a model of 5 files, every tensor kept; the process's peak less its size before and less the tensors.
 """
 
@@ -149,7 +149,7 @@ def start_up(repeat: int) -> dict[str, float]:
             runs.append(spent)
         return min(runs) * 1e3
 
-    return {"start, no hook": start("pass"), "start, hook": start(environments.LINE)}
+    return {"start, no hook": start("pass"), "start, hook": start(environments.line())}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ file, for its tensors do not end where the file does.
 
 from collections.abc import Callable
 
-from tzip.formats.layout import ArchiveHeader, Footer
+from tzip.formats.layout import ArchiveHeader, Footer, align
 
 BLOCK = 4096  # the archive starts at a multiple of this
 
@@ -16,6 +16,11 @@ def prefix(header: bytes) -> bytes:
     return header + bytes(-len(header) % BLOCK)
 
 
+def origin_of(head: bytes) -> int:
+    """Return where an archive begins, if there is one, behind the header whose first eight bytes these are."""
+    return align(min(8 + int.from_bytes(head, "little"), 1 << 40), BLOCK)
+
+
 def is_packed(read: Callable[[int, int], bytes], size: int) -> bool:
     """Say whether a file that `read(offset, n)` reads is an archive or has one behind a header.
 
@@ -23,9 +28,11 @@ def is_packed(read: Callable[[int, int], bytes], size: int) -> bool:
     """
     if size < 8:
         return False
-    if read(0, 8) == ArchiveHeader.MAGIC:
+    head = read(0, 8)
+    if head == ArchiveHeader.MAGIC:
         return True
-    if size < Footer.SIZE or read(size - 8, 8) != Footer.MAGIC:
+    # An archive that is cut off, or has a wrong last byte, is a damaged one, not a plain file.
+    if size < Footer.SIZE or (read(size - 8, 8) != Footer.MAGIC and read(origin_of(head), 8) != ArchiveHeader.MAGIC):
         return False
     from tzip.formats.safetensors_header import HeaderError, parse  # numpy with it, which most processes that ask do not need
 

@@ -1,6 +1,7 @@
 """The fixed structures of FORMAT.md, each with its size, its writer and its reader. Nothing else."""
 
 import hashlib
+import re
 import struct
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
@@ -19,6 +20,11 @@ WIDE_RECORD, WIDE_PAYLOAD = 65536, 16384  # from these sizes on: WIDE_ALIGN
 MEMBER, CHUNK, DONE, INDEX = (b"\xf5TZ" + kind + b"\n" for kind in (b"memb", b"chnk", b"done", b"indx"))
 RECORD_HEAD = 32
 MIN_RECORD = 48
+
+
+def is_url(name: str) -> bool:
+    """Say whether `name` is a URL; a drive of Windows has one letter and no slashes."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", name) is not None
 
 
 def align(x: int, a: int) -> int:

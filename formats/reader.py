@@ -10,6 +10,7 @@ from tzip.coders.arrays import U8
 from tzip.coders.errors import CorruptError, TruncatedError, TzipError
 from tzip.coders.scratch import borrow
 from tzip.formats.catalogue import CLOSED, Catalogue, check_chunk_table
+from tzip.formats.envelope import origin_of
 from tzip.formats.layout import (
     ALIGN,
     CHUNK,
@@ -64,7 +65,9 @@ class ArchiveReader:
         try:
             self.footer = Footer.read(tail, size)
         except TruncatedError:
-            ArchiveHeader.read(self.source.read_at(0, ArchiveHeader.SIZE))  # not an archive at all, or cut off
+            # Not an archive at all, or one that is cut off, which may stand behind a header.
+            start = self.source.read_at(origin_of(self.source.read_at(0, 8)), ArchiveHeader.SIZE)
+            ArchiveHeader.read(start if start[:8] == ArchiveHeader.MAGIC else self.source.read_at(0, ArchiveHeader.SIZE))
             raise
         self.origin = size - self.footer.archive_length
         self.header = ArchiveHeader.read(self.source.read_at(self.origin, ArchiveHeader.SIZE))

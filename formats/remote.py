@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tzip.coders.errors import UsageError
@@ -25,49 +25,58 @@ class RemoteSource(Source):
             self._fs, self._path = fsspec.core.url_to_fs(url, **options)
         except (ImportError, ValueError) as e:  # the protocol's own package is missing, or it is no protocol
             raise UsageError(f"cannot read {url}: {e}") from None
-        size = self._fs.info(self._path)["size"]
+        size = _asked(url, lambda: self._fs.info(self._path)["size"])
         if size is None:
             raise UsageError("the server does not say how large the file is, so it cannot be read in parts").at(path=url)
         super().__init__(url, int(size))
         self._lock = threading.Lock()
-        self._spans: list[tuple[int, int]] = []
-        self._fetched: OrderedDict[tuple[int, int], _Span] = OrderedDict()
+        self._pieces: dict[int, _Span] = {}
+        self._fetched: OrderedDict[int, _Span] = OrderedDict()
 
     def read_at(self, offset: int, n: int) -> bytes:
         end = min(offset + n, self.size)
         if offset >= end:
             return b""
-        span = self._span_of(offset, end)
-        if span is None:
+        span = self._span_of(offset)
+        if span is None or end > span.end:
             return self._fetch(offset, end)
         data = span.data(self)
         return data[offset - span.begin : end - span.begin]
 
     def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
-        spans: list[tuple[int, int]] = []
+        spans: list[_Span] = []
+        pieces: dict[int, _Span] = {}
         for offset, length in ranges:
             end = min(offset + length, self.size)
-            if spans and offset - spans[-1][1] <= GAP and end - spans[-1][0] <= SPAN:
-                spans[-1] = (spans[-1][0], max(end, spans[-1][1]))
+            if spans and offset - spans[-1].end <= GAP and end - spans[-1].begin <= SPAN:
+                spans[-1].end = max(end, spans[-1].end)
             else:
-                spans.append((offset, end))
+                spans.append(_Span(offset, end))
+            pieces[offset] = spans[-1]
+            spans[-1].left += 1
         with self._lock:
-            self._spans = spans
+            self._pieces = pieces
+            self._fetched.clear()
 
-    def _span_of(self, begin: int, end: int) -> "_Span | None":
-        """Return the expected span that holds these bytes; the longest unread of too many is given up."""
+    def _span_of(self, begin: int) -> "_Span | None":
+        """Return the span of a piece that is expected; once, so that what is read again, perhaps for its bytes were wrong, is
+        fetched again. Of too many spans with pieces left the longest unread is given up.
+        """
         with self._lock:
-            place = next((s for s in self._spans if s[0] <= begin and end <= s[1]), None)
-            if place is None:
+            span = self._pieces.pop(begin, None)
+            if span is None or span.given_up:
                 return None
-            span = self._fetched.setdefault(place, _Span(*place))
-            self._fetched.move_to_end(place)
+            span.left -= 1
+            self._fetched[span.begin] = span
+            self._fetched.move_to_end(span.begin)
+            if not span.left:
+                del self._fetched[span.begin]
             while len(self._fetched) > _HELD:
-                self._fetched.popitem(last=False)
+                self._fetched.popitem(last=False)[1].given_up = True
             return span
 
     def _fetch(self, begin: int, end: int) -> bytes:
-        data: bytes = self._fs.cat_file(self._path, start=begin, end=end)
+        data: bytes = _asked(self.name, lambda: self._fs.cat_file(self._path, start=begin, end=end))
         if len(data) != end - begin:
             raise OSError(f"{self.name}: asked for bytes {begin} to {end}, got {len(data)} of {end - begin}")
         return data
@@ -75,15 +84,27 @@ class RemoteSource(Source):
     def close(self) -> None:
         with self._lock:
             self._fetched.clear()
-            self._spans = []
+            self._pieces = {}
+
+
+def _asked(url: str, ask: Callable[[], Any]) -> Any:
+    """Return what a file system answers. What it raises becomes OSError: those of HTTP libraries are of their own kinds."""
+    try:
+        return ask()
+    except (OSError, MemoryError):
+        raise
+    except Exception as e:
+        raise OSError(f"{url}: {type(e).__name__}: {e}") from e
 
 
 class _Span:
-    """Bytes begin … end - 1, fetched by the first who asks; the others wait."""
+    """Bytes begin … end - 1, fetched by the first who asks; the others wait. Who has read the last piece lets go of them."""
 
     def __init__(self, begin: int, end: int) -> None:
         self.begin = begin
         self.end = end
+        self.left = 0  # pieces that were not read yet
+        self.given_up = False
         self._lock = threading.Lock()
         self._data: bytes | None = None
 

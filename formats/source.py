@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -13,8 +12,7 @@ import numpy as np
 
 from tzip.coders.arrays import U8
 from tzip.coders.errors import UsageError
-
-_URL = re.compile(r"[a-z][a-z0-9+.-]+://")  # a drive of Windows has one letter and no slashes
+from tzip.formats.layout import is_url
 
 
 class Source:
@@ -120,7 +118,7 @@ def open_source(source: Any) -> Source:
     A file that cannot seek, such as a pipe, is first copied to an unnamed temporary file, so that memory stays
     bounded and a pipe is packed exactly like a file.
     """
-    if isinstance(source, str) and _URL.match(source):
+    if isinstance(source, str) and is_url(source):
         from tzip.formats.remote import RemoteSource
 
         return RemoteSource(source)

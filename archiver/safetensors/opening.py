@@ -12,19 +12,26 @@ from typing import Any
 import safetensors
 
 from tzip.formats.envelope import is_packed
+from tzip.formats.layout import is_url
 
-# The library's own, kept from before a hook replaces them.
-GENUINE_OPEN: Any = safetensors.safe_open
-GENUINE_HANDLE: Any = getattr(safetensors, "_safe_open_handle", None)
-GENUINE_DESERIALIZE: Any = safetensors.deserialize
+# The library's own, whatever hook, ours or another's, stands before them.
+_binary = getattr(safetensors, "_safetensors_rust", safetensors)
+GENUINE_OPEN: Any = getattr(_binary, "safe_open", safetensors.safe_open)
+GENUINE_HANDLE: Any = getattr(_binary, "_safe_open_handle", None)
+GENUINE_DESERIALIZE: Any = getattr(_binary, "deserialize", safetensors.deserialize)
 
 
 def packed_path(path: Any) -> bool:
-    """Say whether there is a packed file under this path; False when it cannot be read, or is no path: the library says why."""
+    """Say whether there is a packed file under this path; False when it cannot be read, or is no path: the library says why.
+
+    A URL, which the library does not read, is taken for one.
+    """
     try:
         name = os.fspath(path)
         if isinstance(name, bytes):
             return False
+        if is_url(name):
+            return True
         with open(name, "rb", buffering=0) as file:
             return is_packed(lambda offset, n: _read(file, offset, n), os.fstat(file.fileno()).st_size)
     except (OSError, TypeError, ValueError):
