@@ -66,8 +66,8 @@ class ArchiveReader:
             self.footer = Footer.read(tail, size)
         except TruncatedError:
             # Not an archive at all, or one that is cut off, which may stand behind a header.
-            start = self.source.read_at(origin_of(self.source.read_at(0, 8)), ArchiveHeader.SIZE)
-            ArchiveHeader.read(start if start[:8] == ArchiveHeader.MAGIC else self.source.read_at(0, ArchiveHeader.SIZE))
+            begin = self.source.read_at(origin_of(self.source.read_at(0, 8)), ArchiveHeader.SIZE)
+            ArchiveHeader.read(begin if begin[:8] == ArchiveHeader.MAGIC else self.source.read_at(0, ArchiveHeader.SIZE))
             raise
         self.origin = size - self.footer.archive_length
         self.header = ArchiveHeader.read(self.source.read_at(self.origin, ArchiveHeader.SIZE))

@@ -40,7 +40,7 @@ def parse(read: Callable[[int, int], bytes], file_size: int) -> tuple[int, list[
     if n > MAX_HEADER or 8 + n > file_size:
         raise HeaderError(f"its header of {n} bytes does not fit")
     raw = read(8, n)
-    if not raw.startswith(b"{"):
+    if not raw.lstrip(b" \t\r\n").startswith(b"{"):
         raise HeaderError("its header is no JSON object")
     try:
         header = json.loads(raw.decode("utf-8"), parse_constant=_no_constant)

@@ -727,15 +727,6 @@ def test_wrong_numbers_of_arguments_are_refused(large: Forms, form: str, name: s
     assert type(got[1]) is TypeError
 
 
-@pytest.mark.parametrize("form", PACKED)
-@pytest.mark.parametrize("name", WRONG_CALLS)
-def test_wrong_numbers_of_arguments_are_refused_with_the_same_words(large: Forms, form: str, name: str) -> None:
-    assert_same(
-        lambda: WRONG_CALLS[name](ours.safe_open(large[form], "pt")),
-        lambda: WRONG_CALLS[name](theirs.safe_open(large.genuine, "pt")),
-    )
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_what_a_handle_is_not(large: Forms, form: str) -> None:
     """No mapping, no sequence: code that asks `"a" in f` must fail with packed files where it does with plain ones."""
@@ -1666,7 +1657,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, name: str, monkeypatc
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(SafetensorError, match="No space left"):
             ours.torch.save_file({"a": torch.ones(50_000)}, path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -1885,7 +1876,7 @@ def test_damage_to_one_tensor_leaves_the_others_readable(damaged: Forms, tmp_pat
 @pytest.mark.parametrize("form", PACKED)
 @pytest.mark.parametrize("framework", ["pt", "np"])
 def test_truncated_files(damaged: Forms, tmp_path: Path, form: str, framework: str) -> None:
-    """An archive says that it is truncated; a file packed in place without its footer is refused as the library refuses it."""
+    """What shows an archive's beginning says that it is truncated; what does not is refused as the library refuses it."""
     data = damaged[form].read_bytes()
     path = tmp_path / damaged[form].name
     start = data.index(MAGIC)
@@ -1896,16 +1887,17 @@ def test_truncated_files(damaged: Forms, tmp_path: Path, form: str, framework: s
         path.write_bytes(data[:size])
         opened = outcome_of_opening(path, framework)
         assert isinstance(opened, SafetensorError), (size, opened)
-        if form == "archive" and size >= 8:
+        if size >= start + 8:
             assert isinstance(opened, tzip.TruncatedError | tzip.CorruptError), (size, opened)
             assert str(path) in str(opened)
         else:
             assert_same(lambda: ours.safe_open(path, framework), lambda: theirs.safe_open(path, framework), size)
             assert outcome(lambda: ours.torch.load(data[:size]))[0] == "error"
     path.write_bytes(data[:-80])
-    if form == "in_place":
-        with pytest.raises(SafetensorError, match="incomplete metadata, file not fully covered"):
-            ours.safe_open(path, framework)
+    with pytest.raises(SafetensorError, match="no footer"):
+        ours.safe_open(path, framework)
+    with pytest.raises(SafetensorError):
+        theirs.safe_open(path, framework)
 
 
 @pytest.mark.parametrize("form", PACKED)

@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from tzip.coders.arrays import U8
-from tzip.formats.dtypes import Dtype
+from tzip.formats.dtypes import BY_NAME, Dtype
 from tzip.safetensors.opening import GENUINE_OPEN
 
 _NAMES = {"torch": "pt", "pytorch": "pt", "numpy": "np"}
@@ -77,14 +77,18 @@ def part(target: Target, stored: Stored, index: Any, read: Read) -> Any:
     if not by_torch:
         if target.framework == "np" and (stored.dtype.bits % 8 or not hasattr(os, "memfd_create")):
             return _numpy_tensor(stored, read(0, stored.nbytes))[index]
+        if target.framework == "np" and stored.dtype.name.startswith("F8_"):  # which the library of 0.8.0 does not find
+            plain = Stored(stored.name, BY_NAME["U8"], stored.shape)
+            return _by_the_library(target, plain, read, index, indexed=True).view(stored.dtype.numpy())
         return _by_the_library(target, stored, read, index, indexed=True)
     import torch
 
     dtype, shape = _torch_form(stored)
+    if _is_simple(index):  # raise what the index deserves before anything is decoded
+        torch.empty(shape, dtype=dtype, device="meta")[index]
     span = _span(index, shape, 8 * dtype.itemsize)
     if span is None:
         return _to_device(_torch_tensor(read(0, stored.nbytes), dtype, shape)[index], target.device)
-    torch.empty(shape, dtype=dtype, device="meta")[index]  # raises what the index deserves before anything is decoded
     block = _torch_tensor(read(span.begin, span.end), dtype, span.shape)
     return _to_device(block[span.index], target.device)
 
@@ -102,7 +106,8 @@ def _numpy_tensor(stored: Stored, raw: U8) -> Any:
 
 
 @functools.cache
-def _torch_dtypes() -> dict[str, Any]:
+def torch_dtypes() -> dict[str, Any]:
+    """Return torch's types by their names in files."""
     import torch
     from safetensors import torch as theirs
 
@@ -115,13 +120,14 @@ def _torch_dtypes() -> dict[str, Any]:
 
 def _torch_form(stored: Stored) -> tuple[Any, tuple[int, ...]]:
     """Return torch's dtype and shape; those of float4 count pairs of elements."""
-    dtype = _torch_dtypes().get(stored.dtype.name)
+    dtype = torch_dtypes().get(stored.dtype.name)
     if dtype is None:
         raise SafetensorError(f"Dtype not understood: {stored.dtype.name}")
     if stored.dtype.bits != 4:
         return dtype, stored.shape
     if not stored.shape or stored.shape[-1] % 2:
-        raise SafetensorError(f"torch holds float4 in pairs along the last dimension; {stored.name} has {list(stored.shape)}")
+        shown = list(stored.shape)
+        raise SafetensorError(f"f4_x2 dtype requires that the last dim be divisible by 2 in torch: got {shown}")
     return dtype, (*stored.shape[:-1], stored.shape[-1] // 2)
 
 
@@ -134,7 +140,7 @@ def _torch_tensor(raw: U8, dtype: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _to_device(made: Any, device: Any) -> Any:
-    return made if device == "cpu" else made.to(device)
+    return made if device == "cpu" else made.to(device=device)
 
 
 # ---------------------------------------------------------------- what an index touches
@@ -156,7 +162,7 @@ def _span(index: Any, shape: tuple[int, ...], bits: int) -> _Span | None:
     Integers narrow one dimension after the other; the first slice ends it.
     """
     items = index if isinstance(index, tuple) else (index,)
-    if not all(item is None or item is Ellipsis or isinstance(item, slice) or _is_integer(item) for item in items):
+    if not _is_simple(index):
         return None
     fixed: list[int] = []
     for item in items:
@@ -193,6 +199,11 @@ def _span(index: Any, shape: tuple[int, ...], bits: int) -> _Span | None:
     block = (1,) * depth + ((high - low, *shape[depth + 1 :]) if depth < len(shape) else ())
     rest = (*(0,) * depth, *first, *items[depth + len(first) :])
     return _Span((before + low) * inner // 8, (before + high) * inner // 8, block, rest)
+
+
+def _is_simple(index: Any) -> bool:
+    items = index if isinstance(index, tuple) else (index,)
+    return all(item is None or item is Ellipsis or isinstance(item, slice) or _is_integer(item) for item in items)
 
 
 def _is_integer(item: Any) -> bool:

@@ -44,12 +44,8 @@ def _read(file: io.FileIO, offset: int, n: int) -> bytes:
 
 
 def packed_bytes(data: Any) -> bool:
-    """Say whether a bytes-like object is a packed file."""
-    try:
-        view = memoryview(data).cast("B")
-    except TypeError:
-        return False
-    return is_packed(lambda offset, n: bytes(view[offset : offset + n]), len(view))
+    """Say whether this is the content of a packed file; no other bytes-like objects, which the library does not take."""
+    return isinstance(data, bytes) and is_packed(lambda offset, n: data[offset : offset + n], len(data))
 
 
 def _arguments(
@@ -95,7 +91,13 @@ def _safe_open_handle(f: Any, *args: Any, **kwargs: Any) -> Any:
     if packed_path(getattr(f, "name", None)):
         from tzip.safetensors.packed import PackedFile
 
-        return PackedFile(*_arguments(f.name, *args, **kwargs))
+        try:
+            arguments = _arguments(f.name, *args, **kwargs)
+            if arguments[-1]:
+                raise TypeError
+        except TypeError:
+            return GENUINE_HANDLE(f, *args, **kwargs)  # which says what is wrong with them
+        return PackedFile(*arguments)
     return GENUINE_HANDLE(f, *args, **kwargs)
 
 

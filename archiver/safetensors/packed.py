@@ -15,12 +15,15 @@ from safetensors import SafetensorError
 from tzip.archive import Archive
 from tzip.coders.arrays import U8
 from tzip.coders.errors import TzipError, UsageError
+from tzip.formats import safetensors_header
 from tzip.formats.catalogue import FILE
 from tzip.formats.dtypes import Dtype
 from tzip.safetensors import frameworks
 from tzip.safetensors.opening import GENUINE_OPEN
 from tzip.safetensors.prefetch import PrefetchLoader
+from tzip.workers import Workers
 
+_SMALL = 1 << 20  # bytes of a header without tensors
 _NONE: Mapping[str, Any] = {}
 _KNOWN = "0.4 … 0.9"  # versions of the safetensors library whose safe_open this one stands for
 
@@ -48,6 +51,15 @@ def as_safetensor_errors() -> Iterator[None]:
         raise error from e
 
 
+def check_str(argument: str, value: Any) -> None:
+    """Raise what the library raises for an argument that is no string, or none that has a UTF-8 form."""
+    if value is None:
+        raise TypeError(f"argument '{argument}': 'None' is not an instance of 'str'")
+    if not isinstance(value, str):
+        raise TypeError(f"argument '{argument}': '{type(value).__name__}' object is not an instance of 'str'")
+    value.encode()
+
+
 class Contents:
     """The one safetensors file in an archive: its tensors by name, in file order. Closed when nobody refers to it any more."""
 
@@ -66,11 +78,18 @@ class Contents:
         self.names = {index.tensor_names[row]: row for row in self.rows}
 
     def _is_safetensors(self, member: int) -> bool:
-        """A file with tensors; or one without any, which has only a header."""
+        """A file with tensors; or one without any, which is a header and nothing else."""
         index = self.archive.reader.index
-        if int(index["m_tensors"][member]):
-            return True
-        return index.member_names[member].endswith(".safetensors") and self.header(member) is not None
+        size = int(index["m_size"][member])
+        if int(index["m_tensors"][member]) or not 8 < size <= _SMALL:
+            return bool(int(index["m_tensors"][member]))
+        with Workers(1) as workers:
+            content = b"".join(part.tobytes() for part in self.archive.checked_stream(member, workers))
+        try:
+            _, spans = safetensors_header.parse(lambda offset, n: content[offset : offset + n], size)
+        except safetensors_header.HeaderError:
+            return False
+        return not spans
 
     def header(self, member: int) -> "dict[str, Any] | None":
         """Return the JSON object that the file starts with, None when it starts with none."""
@@ -118,9 +137,8 @@ class PackedFile:
         return self._contents
 
     def _row(self, name: Any) -> int:
+        check_str("name", name)
         contents = self._open
-        if not isinstance(name, str):
-            raise TypeError(f"argument 'name': '{type(name).__name__}' object is not an instance of 'str'")
         if name not in contents.names:
             raise SafetensorError(f"File does not contain tensor {name}")
         return contents.names[name]
@@ -142,7 +160,8 @@ class PackedFile:
 
     def get_tensor(self, name: str) -> Any:
         """Return a tensor."""
-        row, contents = self._row(name), self._open
+        row = self._row(name)
+        contents = self._open
         with as_safetensor_errors():
             return frameworks.tensor(self._target, self._stored(contents, row), contents.read(row))
 
@@ -202,7 +221,7 @@ class PackedFile:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _exc_type: object, _exc_value: object, _traceback: object) -> None:
         self._contents = None
 
     def __repr__(self) -> str:

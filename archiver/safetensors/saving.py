@@ -20,7 +20,7 @@ from tzip.formats.dtypes import DTYPES
 from tzip.formats.source import Source
 from tzip.in_place import pack_in_envelope
 from tzip.packing import SUFFIX, Options, pack_items, pack_to_bytes
-from tzip.safetensors.packed import as_safetensor_errors
+from tzip.safetensors.packed import as_safetensor_errors, check_str
 from tzip.tree import Item
 
 _GENUINE_SERIALIZE: Any = safetensors.serialize
@@ -40,14 +40,24 @@ class _How:
     threads: int | None
 
 
-_DEFAULT = _How("default", None)
-_how: ContextVar[_How] = ContextVar("how to save", default=_DEFAULT)
+_how: ContextVar[_How | None] = ContextVar("how to save", default=None)
+
+
+UNSAID: Any = object()
 
 
 @contextmanager
-def saving(level: str | None, threads: int | None) -> Iterator[None]:
-    """Have `serialize` and `serialize_file` below this use that level (None: write plain files) and number of threads."""
-    token = _how.set(_How(level, threads))
+def saving(level: Any, threads: int | None) -> Iterator[None]:
+    """Have `serialize` and `serialize_file` below this use that level (None: write plain files) and number of threads.
+
+    UNSAID: those of the function that calls this one, or the default.
+    """
+    outer = _how.get()
+    if level is UNSAID:
+        how = outer or _How("default", threads)
+    else:
+        how = _How(level, threads)
+    token = _how.set(how)
     try:
         yield
     finally:
@@ -98,6 +108,9 @@ def _form(name: str, spec: Any) -> tuple[str, list[int], U8]:
 
 def _file(tensors: Mapping[str, Any], metadata: Mapping[str, str] | None, name: str) -> tuple[bytes, _FileInMemory]:
     """Return the header (with its length) and the file that the library would write."""
+    _GENUINE_SERIALIZE({}, metadata=metadata)  # it judges the metadata
+    for key in tensors:
+        check_str("tensor_dict", key)
     forms = {key: _form(key, spec) for key, spec in tensors.items()}
     order = sorted(forms, key=lambda key: (-_ORDER.index(forms[key][0]), key.encode()))
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
@@ -116,9 +129,19 @@ def _item(name: str, source: Source) -> Item:
     return Item(name, FILE, 0o644, NO_MTIME, source.size, lambda: source)
 
 
+def _write(item: Item, head: bytes, target: Path, options: Options) -> bool:
+    """Write the file; False when it should be written plain."""
+    if target.is_dir():
+        raise UsageError("the output is a folder").at(path=str(target))
+    if not target.name.endswith(SUFFIX):
+        return pack_in_envelope(item, head, target, options)
+    pack_items([item], target, options, force=True)
+    return True
+
+
 def serialize(tensor_dict: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return the bytes of an archive that holds the file `safetensors.serialize` would return."""
-    how = _how.get()
+    how = _how.get() or _How("default", None)
     if how.level is None:
         return bytes(_GENUINE_SERIALIZE(tensor_dict, metadata=metadata))
     with as_safetensor_errors():
@@ -132,21 +155,17 @@ def serialize_file(tensor_dict: Mapping[str, Any], filename: Any, metadata: Mapp
     A name that ends in ".tzip" gets an archive. Any other gets the file packed in place (its true header comes first), or the
     plain file when packing would not make it smaller.
     """
-    how = _how.get()
+    how = _how.get() or _How("default", None)
     if how.level is None:
         _GENUINE_SERIALIZE_FILE(tensor_dict, filename, metadata=metadata)
         return
-    smaller = True
     with as_safetensor_errors():
         target = Path(os.fsdecode(os.fspath(filename)))
-        if target.is_dir():
-            raise UsageError("the output is a folder").at(path=str(target))
         name = target.name.removesuffix(SUFFIX) or target.name
         head, source = _file(tensor_dict, metadata, name)
-        options = Options(how.level, how.threads)
-        if target.name.endswith(SUFFIX):
-            pack_items([_item(name, source)], target, options, force=True)
-        else:
-            smaller = pack_in_envelope(_item(name, source), head, target, options)
+        try:
+            smaller = _write(_item(name, source), head, target, Options(how.level, how.threads))
+        except (OSError, ValueError) as e:  # as the library does
+            raise safetensors.SafetensorError(f"Error while serializing: {e}") from e
     if not smaller:
         _GENUINE_SERIALIZE_FILE(tensor_dict, filename, metadata=metadata)

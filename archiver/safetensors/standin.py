@@ -2,13 +2,15 @@
 
 import functools
 import importlib.util
+import inspect
 import sys
 from typing import Any
 
 import numpy as np
 
+from tzip.safetensors.frameworks import torch_dtypes
 from tzip.safetensors.opening import _safe_open_handle, deserialize, safe_open
-from tzip.safetensors.saving import saving, serialize, serialize_file
+from tzip.safetensors.saving import UNSAID, saving, serialize, serialize_file
 
 _OURS = {
     "safe_open": safe_open,
@@ -36,6 +38,8 @@ def stand_in(name: str) -> dict[str, Any]:
     names |= {key: ours for key, ours in _OURS.items() if key in names}
     if name != "numpy" and getattr(names.get("numpy"), "__name__", "") == "safetensors.numpy":
         names["numpy"] = _Names(stand_in("numpy"))
+    if name == "torch" and "_view2torch" in names:
+        _with_all_types(names)
     for key in ("save", "save_file"):
         names[key] = _with_level(names[key], contiguous=name == "numpy")
     if "save_model" in names:
@@ -58,7 +62,7 @@ def _with_level(function: Any, *, contiguous: bool) -> Any:
     """
 
     @functools.wraps(function)
-    def save(*args: Any, level: str | None = "default", threads: int | None = None, **kwargs: Any) -> Any:
+    def save(*args: Any, level: Any = UNSAID, threads: int | None = None, **kwargs: Any) -> Any:
         if contiguous and args and isinstance(args[0], dict):
             args = ({key: _in_order(value) for key, value in args[0].items()}, *args[1:])
         elif contiguous and isinstance(kwargs.get("tensor_dict"), dict):
@@ -66,7 +70,30 @@ def _with_level(function: Any, *, contiguous: bool) -> Any:
         with saving(level, threads):
             return function(*args, **kwargs)
 
+    theirs = inspect.signature(function)
+    more = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for name, default in (("level", "default"), ("threads", None))
+    ]
+    save.__signature__ = theirs.replace(parameters=[*theirs.parameters.values(), *more])  # type: ignore[attr-defined]
     return save
+
+
+def _with_all_types(names: dict[str, Any]) -> None:
+    """Let `load` know the types that the table of 0.8.0 lacks."""
+    names["_TYPES"] = dict(torch_dtypes())
+    theirs = names["_view2torch"]
+
+    @functools.wraps(theirs)
+    def _view2torch(safeview: Any) -> Any:
+        def entry(v: dict[str, Any]) -> dict[str, Any]:
+            # torch counts pairs of float4.
+            halved = v["dtype"] == "F4" and v["shape"]
+            return v | {"shape": [*v["shape"][:-1], v["shape"][-1] // 2]} if halved else v
+
+        return theirs([(name, entry(v)) for name, v in safeview])
+
+    names["_view2torch"] = _view2torch
 
 
 def _in_order(value: Any) -> Any:
