@@ -481,7 +481,10 @@ def test_chunk_that_does_not_decode_to_its_source_is_never_written(tmp_path: Pat
 
 
 def start(*args: str | Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "tzip.cli", *map(str, args)], stderr=subprocess.PIPE)
+    # A shell that runs tests in the background has them ignore SIGINT, and so would the child.
+    listening = None if os.name == "nt" else lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    call = [sys.executable, "-m", "tzip.cli", *map(str, args)]
+    return subprocess.Popen(call, stderr=subprocess.PIPE, preexec_fn=listening)
 
 
 def wait_until(child: subprocess.Popen[bytes], ready: Callable[[], bool]) -> bool:
