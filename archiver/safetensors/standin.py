@@ -97,6 +97,8 @@ def _with_all_types(names: dict[str, Any]) -> None:
 
 
 def _in_order(value: Any) -> Any:
+    if isinstance(value, np.generic):  # what tensorflow makes of a tensor without dimensions
+        return np.asarray(value)
     if not isinstance(value, np.ndarray) or value.flags.c_contiguous:
         return value
     return value.copy(order="C")
