@@ -37,7 +37,7 @@ def stand_in(name: str) -> dict[str, Any]:
     names = vars(module)
     names |= {key: ours for key, ours in _OURS.items() if key in names}
     if name != "numpy" and getattr(names.get("numpy"), "__name__", "") == "safetensors.numpy":
-        names["numpy"] = _Names(stand_in("numpy"))
+        names["numpy"] = _Names(stand_in("numpy") | {key: _with_scalars(stand_in("numpy")[key]) for key in ("save", "save_file")})
     if name == "torch" and "_view2torch" in names:
         _with_all_types(names)
     for key in ("save", "save_file"):
@@ -96,9 +96,16 @@ def _with_all_types(names: dict[str, Any]) -> None:
     names["_view2torch"] = _view2torch
 
 
+def _with_scalars(function: Any) -> Any:
+    """Return a function that saves numpy's scalars, too, which tensorflow makes of tensors without dimensions."""
+
+    def save(tensor_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        return function({key: np.asarray(value) for key, value in tensor_dict.items()}, *args, **kwargs)
+
+    return save
+
+
 def _in_order(value: Any) -> Any:
-    if isinstance(value, np.generic):  # what tensorflow makes of a tensor without dimensions
-        return np.asarray(value)
     if not isinstance(value, np.ndarray) or value.flags.c_contiguous:
         return value
     return value.copy(order="C")
