@@ -37,7 +37,8 @@ def stand_in(name: str) -> dict[str, Any]:
     names = vars(module)
     names |= {key: ours for key, ours in _OURS.items() if key in names}
     if name != "numpy" and getattr(names.get("numpy"), "__name__", "") == "safetensors.numpy":
-        names["numpy"] = _Names(stand_in("numpy") | {key: _with_scalars(stand_in("numpy")[key]) for key in ("save", "save_file")})
+        arrays = stand_in("numpy")
+        names["numpy"] = _Names(arrays | {key: _with_scalars(arrays[key]) for key in ("save", "save_file")})
     if name == "torch" and "_view2torch" in names:
         _with_all_types(names)
     for key in ("save", "save_file"):
