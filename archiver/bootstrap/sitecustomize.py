@@ -12,9 +12,9 @@ with contextlib.suppress(Exception):  # whatever is wrong with tzip, the interpr
     tzip.hook.watch()
 
 # The sitecustomize that this one hides.
-_here = os.path.dirname(os.path.abspath(__file__))
+_here = os.path.dirname(os.path.realpath(__file__))
 _spec = importlib.machinery.PathFinder.find_spec(
-    "sitecustomize", [p for p in sys.path if os.path.abspath(p or os.curdir) != _here]
+    "sitecustomize", [p for p in sys.path if os.path.realpath(p or os.curdir) != _here]
 )
 if _spec is not None and _spec.loader is not None:
     _module = importlib.util.module_from_spec(_spec)
