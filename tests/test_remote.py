@@ -361,6 +361,29 @@ def test_a_file_packed_in_place_far_away(server: Server, model: bytes, tmp_path:
 # ---------------------------------------------------------------- other protocols
 
 
+def test_the_loader_takes_urls(server: Server, archive: bytes, model: bytes) -> None:
+    from safetensors import SafetensorError
+
+    from tzip.safetensors import deserialize, safe_open
+    from tzip.safetensors.numpy import load_file
+
+    server.files["m.tzip"] = archive
+    server.files["plain.safetensors"] = model
+    expected = {name: bytes(entry["data"]) for name, entry in deserialize(model)}
+    with safe_open(server.url("m.tzip"), "np") as opened:
+        assert opened.keys() == sorted(expected)
+        part = opened.get_slice("big")[: 1 << 16]
+    assert part.tobytes() == expected["big"][: part.nbytes]
+    read = sum(end - begin for begin, end in server.ranges())
+    assert read < len(archive) // 2
+    loaded = load_file(server.url("m.tzip"))
+    assert {name: array.tobytes() for name, array in loaded.items()} == expected
+    with pytest.raises(SafetensorError):
+        safe_open(server.url("plain.safetensors"), "np")
+    with pytest.raises(OSError, match="nothing"):
+        safe_open(server.url("nothing"), "np")
+
+
 def test_memory(archive: bytes) -> None:
     fsspec = pytest.importorskip("fsspec")
     files = fsspec.filesystem("memory")
