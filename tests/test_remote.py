@@ -372,8 +372,8 @@ def test_the_loader_takes_urls(server: Server, archive: bytes, model: bytes) -> 
     expected = {name: bytes(entry["data"]) for name, entry in deserialize(model)}
     with safe_open(server.url("m.tzip"), "np") as opened:
         assert opened.keys() == sorted(expected)
-        part = opened.get_slice("big")[: 1 << 16]
-    assert part.tobytes() == expected["big"][: part.nbytes]
+        row = opened.get_slice("big")[1:2]
+    assert row.tobytes() == expected["big"][row.nbytes : 2 * row.nbytes]
     read = sum(end - begin for begin, end in server.ranges())
     assert read < len(archive) // 2
     loaded = load_file(server.url("m.tzip"))
