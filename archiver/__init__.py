@@ -7,6 +7,7 @@ handle one tensor in memory; `verify` proves an archive. FORMAT.md specifies the
 from typing import TYPE_CHECKING, Any
 
 from tzip.coders.errors import (
+    BaseNotFoundError,
     ChangedError,
     CorruptError,
     NotAnArchiveError,
@@ -20,6 +21,7 @@ from tzip.version import __version__
 
 if TYPE_CHECKING:
     from tzip.archive import Archive, MemberInfo, TensorInfo, TensorView, open
+    from tzip.diffing import TensorDiff, diff
     from tzip.hook import install, uninstall
     from tzip.in_place import InPlaceReport, pack_in_place, unpack_in_place
     from tzip.memory import decode, encode
@@ -52,11 +54,14 @@ _HOMES = {
     "pack_in_place": "in_place",
     "unpack_in_place": "in_place",
     "install": "hook",
+    "TensorDiff": "diffing",
+    "diff": "diffing",
     "uninstall": "hook",
 }
 
 __all__ = [
     "Archive",
+    "BaseNotFoundError",
     "ChangedError",
     "CorruptError",
     "InPlaceReport",
@@ -65,6 +70,7 @@ __all__ = [
     "NotAnArchiveError",
     "PackReport",
     "RecoverReport",
+    "TensorDiff",
     "TensorInfo",
     "TensorNotFoundError",
     "TensorView",
@@ -76,6 +82,7 @@ __all__ = [
     "VerifyReport",
     "__version__",
     "decode",
+    "diff",
     "encode",
     "install",
     "open",

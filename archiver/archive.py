@@ -1,18 +1,21 @@
 """Reading archives: a lazy mapping of tensors, members as streams of bytes."""
 
+import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tzip.bases import Base, Bases, Origin, base_bytes, paths_of
 from tzip.coders.errors import CorruptError, TensorNotFoundError, TzipError, UnsupportedError
 from tzip.coders.registry import names_of
-from tzip.formats.catalogue import IN_RUN, LINK, SHA_KNOWN
+from tzip.formats.catalogue import AT_SAME_PLACE, IN_RUN, LINK, SHA_KNOWN
 from tzip.formats.dtypes import Dtype
 from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.names import check_links
@@ -171,7 +174,10 @@ class Archive(Mapping[str, NDArray[Any]]):
     what it needs. Close it, or use it in a `with` statement.
     """
 
-    def __init__(self, source: Any, reader: ArchiveReader | None = None) -> None:
+    def __init__(
+        self, source: Any, reader: ArchiveReader | None = None, *, base: Any = None, chain: tuple[bytes, ...] = ()
+    ) -> None:
+        self._base = paths_of(base)
         self._source = open_source(source) if reader is None else reader.source
         try:
             self.reader = ArchiveReader(self._source) if reader is None else reader
@@ -186,6 +192,11 @@ class Archive(Mapping[str, NDArray[Any]]):
         self._ambiguous: set[str] = set()
         self._cache: OrderedDict[tuple[int, int], U8] = OrderedDict()
         self._lock = threading.Lock()
+        self._folder = Path(os.path.abspath(self._source.name)).parent if os.path.isfile(self._source.name) else None
+        self._chain = chain
+        self._bases: Bases | None = None
+        self._inputs: dict[int, list[tuple[int, int, Base]]] = {}
+        self._first_input = np.cumsum(index["r_inputs"], dtype=np.int64) - index["r_inputs"]
         self._first_extent = np.cumsum(index["m_extents"], dtype=np.int64) - index["m_extents"]
         self._first_tensor = np.cumsum(index["m_tensors"], dtype=np.int64) - index["m_tensors"]
 
@@ -330,17 +341,71 @@ class Archive(Mapping[str, NDArray[Any]]):
         from tzip.coders.scratch import recycle
 
         index = self.reader.index
-        if int(index["r_inputs"][run]):
-            raise UnsupportedError("the tensor is a difference from others, which this tzip cannot read; upgrade it")
         elements, width = self.reader.chunk_elements(run, chunk), int(index["r_width"][run])
+        base = None
+        if int(index["r_inputs"][run]):  # first of all: the base may be decoded in the scratch memory that is used below
+            base = base_bytes(self.inputs(run), chunk * CHUNK_ELEMENTS * width, elements * width)
         buffer, length, check = self.reader.read_chunk(run, chunk, SLACK)
         if out is None:
             out = recycle(elements * width)
         try:
-            decode_chunk(buffer, length, self.reader.run_ordinal(run), chunk, elements, width, out, check)
+            decode_chunk(buffer, length, self.reader.run_ordinal(run), chunk, elements, width, out, check, base)
         except TzipError as e:
             raise e.at(path=self._source.name, offset=self.reader.chunk_at(run, chunk)[0]) from None
         return out
+
+    def inputs(self, run: int) -> "list[tuple[int, int, Base]]":
+        """Return what a run is a difference from, as in `bases.base_bytes`.
+
+        Raises BaseNotFoundError, or UnsupportedError for a kind of input that this tzip does not know.
+        """
+        with self._lock:
+            if run in self._inputs:
+                return self._inputs[run]
+            if self._bases is None:
+                chain = (*self._chain, self.reader.footer.archive_id)
+                self._bases = Bases(self._base, opener(self._base), self._folder, chain)
+            bases = self._bases
+        index = self.reader.index
+        first = int(self._first_input[run])
+        found = []
+        for i in range(first, first + int(index["r_inputs"][run])):
+            if int(index["i_kind"][i]) != AT_SAME_PLACE:
+                raise UnsupportedError(f"input {int(index['i_kind'][i])} is not known to this tzip; upgrade it")
+            file, tensor = index.input_names[i]
+            origin = Origin(file, index["i_file"][i].tobytes(), index["i_archive"][i].tobytes())
+            base, length = bases.find(origin, tensor), int(index["i_length"][i])
+            if length > base.nbytes:
+                raise CorruptError(f"an input of {length} bytes from tensor {tensor!r}, which has {base.nbytes}")
+            found.append((int(index["i_offset"][i]), length, base))
+        with self._lock:
+            return self._inputs.setdefault(run, found)
+
+    def find_bases(self, runs: "Iterable[int] | None" = None) -> list[str]:
+        """Find all bases (of these runs), and theirs, so that a missing one is known before anything is written.
+
+        Returns the paths of the direct ones. Raises BaseNotFoundError.
+        """
+        counts = self.reader.index["r_inputs"]
+        wanted = np.flatnonzero(counts).tolist() if runs is None else [run for run in runs if int(counts[run])]
+        bases = [base for run in wanted for _, _, base in self.inputs(run)]
+        for base in bases:
+            base.file.prepare(base)
+        return sorted({base.file.path for base in bases})
+
+    def tensor_runs(self, row: int) -> list[int]:
+        """Return the runs that the tensor in that row of the index is in."""
+        index = self.reader.index
+        x = int(self._first_extent[self._member_of(row)]) + int(index["t_extent"][row])
+        empty = not int(index.tensor_nbytes[row])
+        return [] if empty or int(index["x_kind"][x]) != IN_RUN else [int(index["x_run"][x])]
+
+    def member_runs(self, member: int) -> list[int]:
+        """Return the runs that a member's extents use."""
+        index = self.reader.index
+        first = int(self._first_extent[member])
+        rows = range(first, first + int(index["m_extents"][member]))
+        return sorted({int(index["x_run"][x]) for x in rows if int(index["x_kind"][x]) == IN_RUN})
 
     def _cached_chunk(self, run: int) -> "U8":
         """Return the only chunk of a run that several tensors share, from the cache when it is there."""
@@ -513,7 +578,9 @@ class Archive(Mapping[str, NDArray[Any]]):
             raise e.at(path=self._source.name, member=name) from None
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and bases."""
+        if self._bases is not None:
+            self._bases.close()
         self._source.close()
 
     def __enter__(self) -> Self:
@@ -600,10 +667,21 @@ def _next(
     return part, 0
 
 
-def open(source: Any) -> Archive:  # tzip.open, as gzip.open
+def opener(base: Any) -> Callable[[Path, tuple[bytes, ...]], Archive]:
+    """Return what opens archives that others lean on, whose own bases are looked for in the same places."""
+    return lambda path, chain: Archive(path, base=base, chain=chain)
+
+
+def open(source: Any, *, base: Any = None) -> Archive:  # tzip.open, as gzip.open
     """Open an archive: a path, a URL, `os.PathLike`, bytes-like object or binary file.
 
     URLs are those that fsspec knows (https://, s3://, hf:// …); only what is asked for is fetched. Only the index is
-    read; nothing is decoded. Raises NotAnArchiveError, UnsupportedError, CorruptError or TruncatedError, with file and offset.
+    read; nothing is decoded.
+
+    `base`: paths (files, folders, archives) to look for bases in, for tensors that are stored as differences from others;
+    next come the archive's own folder and those in $TZIP_BASE_PATH. What a base is, its SHA-256 decides, not its name: a
+    plain file is hashed on first use. A base that is not found is a BaseNotFoundError when such a tensor is read.
+
+    Raises NotAnArchiveError, UnsupportedError, CorruptError or TruncatedError, with file and offset.
     """
-    return Archive(source)
+    return Archive(source, base=base)

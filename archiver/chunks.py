@@ -1,335 +1,65 @@
-"""One chunk: elements to a chunk record and back (FORMAT.md, sections 5 to 8)."""
+"""Decoding one chunk: a chunk record to elements (FORMAT.md, sections 5 to 8)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 
-from tzip import structure
-from tzip.coders import huffman, order, planes, rans, rows, transforms, zstd
-from tzip.coders.arrays import U8, U16, U32, Words
+from tzip.coders import huffman, planes, rans, rows, transforms, zstd
+from tzip.coders.arrays import I64, U8, U16, Words
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.huffman import SLACK, HuffmanTable
-from tzip.coders.planes import BYTES, PLANES, SPLITS, WORD, Head, Split
+from tzip.coders.planes import BYTES, PLANES, SPLITS, WORD, Split
 from tzip.coders.rans import RansTable
 from tzip.coders.registry import CODECS, CONSTANT, HUFFMAN, RANS, RAW, ZSTD
-from tzip.coders.scratch import borrow, recycle
+from tzip.coders.scratch import borrow
 from tzip.coders.sums import Sum, sum64
 from tzip.coders.tables import Alphabet, read_escapes, segment_size
-from tzip.coders.transforms import Transformed
 from tzip.formats.layout import (
     ALIGN,
-    CHUNK,
     CHUNK_ELEMENTS,
+    CLASSES,
     MAX_RECORD,
     Block,
     ChunkHead,
     TransformHead,
     align,
+    group_cuts,
     group_size,
     payload_start,
 )
-from tzip.plan import KeyPlan, Level, Table, choose, dense_byte, dense_rests, plan_keys, segments_of
 
-__all__ = ["SLACK", "EncodedChunk", "decode_chunk", "encode_chunk", "read_blocks"]
+__all__ = ["SLACK", "Layout", "decode_chunk", "read_blocks"]
 
-_SPLIT_OF = {"bf16": planes.BF16, "f16": planes.F16, "f32": planes.F32, "f64": planes.F64}
-_NO_ESCAPES: U32 = np.empty(0, np.uint32)
-_SORTED_GROUP = 1 << 18  # elements of a group of sorted rows, about: smaller ones spend on tables what they gain
-Buffer = bytes | memoryview | U8
+_NO_CLASSES: I64 = np.empty(0, np.int64)
+Table = HuffmanTable | RansTable
 T = TypeVar("T", RansTable, HuffmanTable)
-
-
-@dataclass(slots=True)
-class Coded:
-    """A block: its entry, and its payload in pieces."""
-
-    block: Block
-    payload: Sequence[Buffer] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedChunk:
-    """A chunk record, and what the index says of it."""
-
-    record: bytes | memoryview
-    codecs: int
-
-    @property
-    def check(self) -> int:
-        """The record's check."""
-        return int.from_bytes(self.record[8:16], "little")
-
-
-# ---------------------------------------------------------------- encoding
-
-
-def encode_chunk(
-    raw: U8, width: int, coding: str, level: Level, run: int, chunk: int, row: int = 0, first: int = 0
-) -> EncodedChunk:
-    """Encode the elements `raw`, shape (elements * width,), as a chunk record.
-
-    `coding` names what suits them: bf16, f16, f32, f64, planes or opaque. `row` is the length of the tensor's last
-    dimension, 0 when not known, and `first` the number of its elements before these. The result is never larger than
-    the elements stored raw: when the codecs gain nothing, it is them.
-    """
-    found = None if coding == "opaque" else structure.find(raw, width, coding, row, first)
-    if found is not None:
-        inner_coding = coding if found.kind == transforms.SPARSE else "planes"
-        shorter = replace(level, zstd=level.zstd_short) if found.inner.size * 2 <= raw.size else level
-        split, coded = _encode_elements(found.inner, found.inner_width, inner_coding, shorter)
-        strings = [_string_block(s, level) for s in (found.side_a, found.side_b)]
-        if _stored(coded) + _stored(strings) + 112 + Block.SIZE * len(coded) < raw.size:
-            return _record(split, coded, raw, width, run, chunk, sum64(raw), (found, strings))
-    # The sum brings the chunk into the cache; a sample counted before it waits for memory at every step (both over 45 MB
-    # of bfloat16: 9.6 milliseconds in that order, 3.7 in this).
-    total = sum64(raw)
-    split, coded = _encode_elements(raw, width, coding, level)
-    if level.exhaustive and found is None and coding in _SPLIT_OF and row > 1:
-        sorted_rows = _by_rows(raw, width, coding, level, row, first, split, coded)
-        if sorted_rows is not None:
-            return _record(split, sorted_rows[1], raw, width, run, chunk, total, sorted_rows[0])
-    return _record(split, coded, raw, width, run, chunk, total)
-
-
-def _by_rows(
-    raw: U8, width: int, coding: str, level: Level, row: int, before: int, split: Split, coded: list[Coded]
-) -> tuple[tuple[Transformed, list[Coded]], list[Coded]] | None:
-    """Return a chunk with its rows sorted by scale, when its keys are smaller so than they are in `coded`."""
-    head = split.head
-    words = raw.view(WORD[width])
-    first = row - before % row
-    if head is None or not 16 <= order.row_count(words.size, first, row) <= transforms.MAX_STRING:
-        return None
-    key = coded[0].block
-    groups = min(transforms.MAX_GROUPS, max(2, -(-words.size // _SORTED_GROUP)))
-    if key.codec not in (HUFFMAN, RANS) or words.size < 1 << 17:
-        return None
-    same = replace(level, joined=(key.joined,), codecs=(key.codec,))
-    shift = 8 * width - 16 + head.mantissa - 2
-    classes = order.classify(words, first, row, shift, (4 << head.exponent) - 1, groups)
-    found = transforms.rows(raw, width, row, first, classes, groups)
-    inner = found.inner.view(WORD[width])
-    size = group_size(inner.size, groups)
-    blocks = _float_blocks([inner[i : i + size] for i in range(0, inner.size, size)], split, same)
-    strings = [_string_block(classes, level), Coded(Block(0))]
-    stored = _stored(blocks) + _stored(strings) + Block.SIZE * (len(blocks) + 4)
-    return ((found, strings), blocks) if stored < _stored(coded) + Block.SIZE * len(coded) else None
-
-
-def _encode_elements(raw: U8, width: int, coding: str, level: Level) -> tuple[Split, list[Coded]]:
-    """Choose a split and encode its planes."""
-    if not raw.size:
-        return BYTES, []
-    words = raw.view(WORD[width])
-    size = group_size(words.size)
-    groups = [words[i : i + size] for i in range(0, words.size, size)]
-    candidates: list[tuple[Split, list[Coded]]] = []
-    if coding == "opaque":
-        candidates.append((BYTES, _bytes_blocks(groups, level)))
-    elif coding == "planes":
-        candidates.append((PLANES, _plane_blocks(groups, level)))
-        if _zstd_pays(raw, candidates[0][1], level):
-            candidates.append((BYTES, _bytes_blocks(groups, level)))
-    else:
-        split = _SPLIT_OF[coding]
-        blocks = _float_blocks(groups, split, level)
-        candidates.append((split, blocks))
-        if _stored(blocks) * 100 > raw.size * 95:  # no weights: integers, noise or text behind a float dtype
-            candidates.append((PLANES, _plane_blocks(groups, level)))
-    split, coded = min(candidates, key=lambda c: _stored(c[1]))
-    if _stored(coded) + (len(coded) - len(groups)) * Block.SIZE >= raw.size:
-        split, coded = BYTES, [_raw_block(g) for g in groups]
-    return split, coded
-
-
-def _string_block(string: U8, level: Level) -> Coded:
-    """Code a byte string of a transform by whatever makes it smallest."""
-    if not string.size:
-        return Coded(Block(0))
-    quick = replace(level, zstd=min(level.zstd, 9))
-    options = [_raw_block(string), *_bytes_blocks([string], quick), _symbol_block(string, 8, level)]
-    return min(options, key=lambda c: c.block.stored)
-
-
-def _stored(coded: list[Coded]) -> int:
-    return sum(c.block.stored for c in coded)
-
-
-def _record(
-    split: Split,
-    coded: list[Coded],
-    raw: U8,
-    width: int,
-    run: int,
-    chunk: int,
-    decoded_sum: int,
-    transform: tuple[Transformed, list[Coded]] | None = None,
-) -> EncodedChunk:
-    parts: list[Buffer] = []
-    at = ChunkHead.SIZE
-    kind = 0
-    blocks = coded
-    if transform is not None:
-        t, strings = transform
-        kind = t.kind
-        head = TransformHead(
-            t.inner.size // t.inner_width, t.inner_width, t.a, t.side_a.size, t.side_b.size, t.b, t.c, t.v
-        )
-        parts.append(head.write())
-        at += TransformHead.SIZE
-        blocks = strings + coded
-    at += Block.SIZE * len(blocks)
-    parts += [c.block.write() for c in blocks]
-    mask = 0
-    for c in blocks:
-        if c.block.stored or c.block.codec:
-            mask |= 1 << c.block.codec
-        start = payload_start(at, c.block.stored)
-        parts.append(bytes(start - at))
-        parts += c.payload
-        at = start + c.block.stored
-    end = at
-    length = align(at, ALIGN)
-    fixed = ChunkHead(length, run, chunk, raw.size // width, split.wire_id, width, kind, 0, decoded_sum)
-    record = recycle(length)
-    at = 0
-    for part in (CHUNK, bytes(8), fixed.write(), *parts, bytes(length - end)):
-        to = at + len(part)
-        record[at:to] = np.frombuffer(part, np.uint8)
-        at = to
-    record[8:16] = np.frombuffer(sum64(record[16:]).to_bytes(8, "little"), np.uint8)
-    return EncodedChunk(record.data, mask)
-
-
-def _raw_block(words: Words) -> Coded:
-    payload = words.view(np.uint8)
-    return Coded(Block(RAW, stored=payload.size), (payload,))
-
-
-def _bytes_blocks(groups: list[Words], level: Level) -> list[Coded]:
-    coded = []
-    for words in groups:
-        raw = words.view(np.uint8)
-        frame = zstd.encode(memoryview(raw), level.zstd)
-        coded.append(Coded(Block(ZSTD, stored=len(frame)), (frame,)) if len(frame) < raw.size else _raw_block(words))
-    return coded
-
-
-def _zstd_pays(raw: U8, blocks: list[Coded], level: Level) -> bool:
-    """Say whether whole elements are worth trying zstandard: integers with repeats; judged by the first 64 KiB."""
-    sample = memoryview(raw[:65536])
-    packed = len(zstd.encode(sample, min(level.zstd, 3)))
-    # What begins with the first row of many that are alike says too little of the rest, and is quick to try.
-    return packed * 16 < len(sample) or packed * raw.size < _stored(blocks) * len(sample)
-
-
-def _plane_blocks(groups: list[Words], level: Level) -> list[Coded]:
-    width = groups[0].itemsize
-    coded = []
-    for shift in range(8 * width - 8, -1, -8):
-        coded += [_byte_block(words, shift, level) for words in groups]
-    return coded
-
-
-def _byte_block(words: Words, shift: int, level: Level) -> Coded:
-    """Code one byte plane of one group."""
-    if dense_byte(words, shift, level):
-        payload = planes.byte_plane(words, shift)
-        return Coded(Block(RAW, stored=payload.size), (payload,))
-    return _symbol_block(planes.byte_plane(words, shift), 8, level)
-
-
-def _symbol_block(symbols: U8, bits: int, level: Level) -> Coded:
-    """Code symbols of `bits` <= 8 bits by exact counts."""
-    choice = choose(planes.byte_counts(symbols, 0), symbols.size, bits, level)
-    if choice.codec == CONSTANT:
-        return Coded(Block(CONSTANT, value=choice.value))
-    if choice.table is None:
-        packed = rows.pack(symbols, bits)
-        return Coded(Block(RAW, stored=packed.size), (packed,))
-    return _entropy_block(symbols, choice.table, False, level, _NO_ESCAPES)
-
-
-def _entropy_block(symbols: U8, table: Table, shared: bool, level: Level, escapes: U32) -> Coded:
-    segments = segments_of(symbols.size, level)
-    payload: Sequence[Buffer]
-    if isinstance(table, RansTable):
-        codec, payload = RANS, rans.encode(symbols, table, shared, segments, escapes)
-    else:
-        codec, payload = HUFFMAN, huffman.encode(symbols, table, shared, segments, escapes)
-    stored = sum(len(part) for part in payload)
-    return Coded(Block(codec, 0, segments, int(shared), stored, escapes.size), payload)
-
-
-def _float_blocks(groups: list[Words], split: Split, level: Level) -> list[Coded]:
-    head = split.head
-    assert head is not None
-    modes = [planes.sign_mode(words) for words in groups]
-    plans = plan_keys(groups, head, level)
-    dense = dense_rests(groups, head, plans[0].joined, bool(modes[0]), level)
-    keys: list[Coded] = []
-    rests: list[Coded] = []
-    for words, plan, mode in zip(groups, plans, modes, strict=True):
-        key, rest = _head_blocks(words, plan, mode, dense, split, level)
-        keys.append(key)
-        rests.append(rest)
-    tails = []
-    for shift in range(8 * split.width - 24, -1, -8):
-        tails += [_byte_block(words, shift, level) for words in groups]
-    return keys + rests + tails
-
-
-def _head_blocks(
-    words: Words, plan: KeyPlan, mode: int, dense: bool, split: Split, level: Level
-) -> tuple[Coded, Coded]:
-    """Code the keys and the rests of a group; `dense`: rests are stored raw."""
-    head = split.head
-    assert head is not None
-    bits = split.bits(1, plan.joined, mode != 0)
-    if dense:
-        coded, packed, escapes = planes.split_head(words, head, plan.joined, mode != 0, plan.window)
-        rest = Coded(Block(RAW, stored=packed.size), (packed,))
-    else:
-        coded, symbols, escapes = planes.split_head_loose(words, head, plan.joined, mode != 0, plan.window)
-        rest = _symbol_block(symbols, bits, level)
-    rest.block = rest.block._replace(joined=plan.joined, flags=rest.block.flags | mode << 1)
-    return _key_block(coded, escapes, plan, head, level), rest
-
-
-def _key_block(coded: U8, escapes: U32, plan: KeyPlan, head: Head, level: Level) -> Coded:
-    if plan.codec == CONSTANT:
-        return Coded(Block(CONSTANT, plan.joined, value=plan.window.base))
-    if plan.table is None:
-        packed = rows.pack(coded, head.exponent + plan.joined)
-        return Coded(Block(RAW, plan.joined, stored=packed.size), (packed,))
-    key = _entropy_block(coded, plan.table, plan.shared, level, escapes)
-    key.block = key.block._replace(joined=plan.joined, value=plan.window.base)
-    return key
-
-
-# ---------------------------------------------------------------- decoding
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """What a chunk record says of itself: its head, what the blocks code (`elements` of `width` bytes: inner ones when
-    there is a transform) in `groups` of `size`, the entries of all blocks, those of A and B first, the widths of the others'
-    symbols in bits, and where the entries end.
+    there is a transform) in groups that begin at `cuts`, whose last entry is where they end, the entries of all blocks, those
+    of A and B first, the widths of the others' symbols in bits, where the entries end, and the sizes of a delta's classes.
     """
 
     head: ChunkHead
     transform: TransformHead | None
     elements: int
     width: int
-    size: int
-    groups: int
+    cuts: list[int]
     strings: list[Block]
     blocks: list[Block]
     widths: list[int]
     end: int
+    classes: I64
+
+    @property
+    def groups(self) -> int:
+        """The number of groups."""
+        return len(self.cuts) - 1
 
 
 def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: int) -> Layout:
@@ -345,8 +75,12 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
             f"the record holds chunk {head.chunk} of run {head.run} ({head.elements} elements of {head.width} bytes), "
             f"not chunk {chunk} of run {run} ({elements} of {width})"
         )
-    if head.inputs:
-        raise UnsupportedError("the chunk is a difference from another tensor, which this tzip cannot read; upgrade it")
+    if head.inputs > 1:
+        raise UnsupportedError(f"the chunk is made from {head.inputs} tensors, which this tzip cannot read; upgrade it")
+    if head.transform and head.transform not in transforms.TRANSFORMS:
+        raise UnsupportedError(f"transform {head.transform} is not known to this tzip; upgrade it")
+    if (head.inputs == 1) != (head.transform == transforms.DELTA):
+        raise CorruptError("a chunk has an input and is no difference, or is one from nothing")
     split = SPLITS.get(head.split)
     if split is None:
         raise UnsupportedError(f"split {head.split} is not known to this tzip; upgrade it")
@@ -354,8 +88,6 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
     transform: TransformHead | None = None
     strings: list[Block] = []
     if head.transform:
-        if head.transform not in transforms.TRANSFORMS:
-            raise UnsupportedError(f"transform {head.transform} is not known to this tzip; upgrade it")
         first = at + TransformHead.SIZE
         at = first + 2 * Block.SIZE
         if head.length < at:
@@ -366,23 +98,35 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
         for block, size in zip(strings, (transform.size_a, transform.size_b), strict=True):
             _check_string(block, size)
         elements, width = transform.inner, transform.inner_width
+    classes = _NO_CLASSES
+    if head.inputs:
+        classes = np.frombuffer(record[at : at + 4 * CLASSES], "<u4").astype(np.int64)
+        at += 4 * CLASSES
+        if head.length < at:
+            raise TruncatedError("a chunk record ends within the sizes of its classes")
+        if int(classes.sum()) != elements or split is not PLANES:
+            raise CorruptError("the classes of a delta do not add up, or its split is not planes")
     if split.width not in (0, width):
         raise CorruptError(f"split {split.name} for elements of {width} bytes")
-    size = group_size(elements, transform.a if transform is not None and head.transform == transforms.ROWS else 0)
-    groups = -(-elements // size) if elements else 0
+    if head.inputs:
+        cuts = group_cuts(classes.tolist())
+    else:
+        size = group_size(elements, transform.a if transform is not None and head.transform == transforms.ROWS else 0)
+        cuts = [*range(0, elements, max(size, 1)), elements]
+    groups = len(cuts) - 1
     end = at + Block.SIZE * groups * split.planes(width)
     if end > head.length:
         raise TruncatedError("a chunk record ends within its block entries")
     blocks = [Block.read(record[i : i + Block.SIZE]) for i in range(at, end, Block.SIZE)]
     widths = [
-        _check_block(block, split, i // groups, min(size, elements - i % groups * size), width)
+        _check_block(block, split, i // groups, cuts[i % groups + 1] - cuts[i % groups], width)
         for i, block in enumerate(blocks)
     ]
     if split.head is not None:
         for key, rest in zip(blocks[:groups], blocks[groups : 2 * groups], strict=True):
             if key.joined != rest.joined:
                 raise CorruptError("key and rest of a group disagree about the joined bits")
-    return Layout(head, transform, elements, width, size, groups, strings, blocks, widths, end)
+    return Layout(head, transform, elements, width, cuts, strings, blocks, widths, end, classes)
 
 
 def _check_string(block: Block, size: int) -> None:
@@ -441,12 +185,21 @@ def _rules(
 
 
 def decode_chunk(
-    buffer: U8, length: int, run: int, chunk: int, elements: int, width: int, out: U8, check: int | None = None
+    buffer: U8,
+    length: int,
+    run: int,
+    chunk: int,
+    elements: int,
+    width: int,
+    out: U8,
+    check: int | None = None,
+    base: U8 | None = None,
 ) -> None:
     """Decode the chunk record buffer[:length] into `out`, shape (elements * width,), and prove both its sums.
 
-    `buffer` has SLACK more bytes than the record. `check`: the bare one, when the record does not hold
-    it. Raises CorruptError, TruncatedError or UnsupportedError; `out` is then unspecified and must not be used.
+    `buffer` has SLACK more bytes than the record. `check`: the bare one, when the record does not hold it. `base`: the
+    bytes of the elements that a delta is a difference from, shape of `out`. Raises CorruptError, TruncatedError or
+    UnsupportedError; `out` is then unspecified and must not be used.
     """
     if not 1 <= elements <= CHUNK_ELEMENTS or length < ChunkHead.SIZE:
         raise CorruptError(f"a chunk of {elements} elements in {length} bytes")
@@ -474,30 +227,40 @@ def decode_chunk(
     if layout.transform is None:
         _Decoder(buffer, layout, starts).decode_into(out, total)
     else:
-        _decode_transformed(buffer, layout, layout.transform, starts, out)
+        _decode_transformed(buffer, layout, layout.transform, starts, out, base)
         total.add(out)
     if total.value() != layout.head.decoded_sum:
         raise CorruptError("decoded bytes do not match their sum")
 
 
-def _decode_transformed(buffer: U8, layout: Layout, head: TransformHead, starts: list[int], out: U8) -> None:
+def _decode_transformed(
+    buffer: U8, layout: Layout, head: TransformHead, starts: list[int], out: U8, base: U8 | None
+) -> None:
     a, b = (
         _decode_string(buffer, layout, block, size, start)
         for block, size, start in zip(layout.strings, (head.size_a, head.size_b), starts[:2], strict=True)
     )
     kind, width = layout.head.transform, layout.head.width
     transforms.check_strings(kind, layout.head.elements, width, head, a, b)
-    inner = borrow("inner", head.inner * head.inner_width)
+    room = borrow("inner", head.inner * head.inner_width + 64)
+    inner = room[: head.inner * head.inner_width]
     if inner.size:
         _Decoder(buffer, layout, starts[2:]).decode_into(inner)
-    transforms.invert(kind, inner, a, b, head, width, out)
+    if kind != transforms.DELTA:
+        transforms.invert(kind, inner, a, b, head, width, out)
+        return
+    if base is None:
+        raise CorruptError("a chunk is a difference from another tensor, and its run names none")
+    if base.size != out.size:
+        raise CorruptError(f"a base of {base.size} bytes for a chunk of {out.size}")
+    transforms.to_base(room, a, head, layout.classes, width, base, out)
 
 
 def _decode_string(buffer: U8, layout: Layout, block: Block, size: int, start: int) -> U8:
     string = np.empty(size, np.uint8)
     if size:
         head = replace(layout.head, split=BYTES.wire_id)
-        _Decoder(buffer, Layout(head, None, size, 1, size, 1, [], [block], [8], 0), [start]).decode_into(string)
+        _Decoder(buffer, Layout(head, None, size, 1, [0, size], [], [block], [8], 0, _NO_CLASSES), [start]).decode_into(string)
     return string
 
 
@@ -513,24 +276,32 @@ class _Decoder:
         self.blocks = layout.blocks
         self.starts = starts
         self.tables: dict[int, Table] = {}
-        self.heads = borrow("heads", layout.size if self.split.width > 2 else 0, np.uint16)
+        most = max((b - a for a, b in pairwise(layout.cuts)), default=0)
+        self.heads = borrow("heads", most if self.split.width > 2 else 0, np.uint16)
 
     def decode_into(self, out: U8, total: Sum | None = None) -> None:
         """Fill `out`; add it to `total`."""
         words = out.view(WORD[self.width])
-        size = self.layout.size
-        for group in range(self.groups):
-            part = words[group * size : (group + 1) * size]
+        for group, (begin, end) in enumerate(pairwise(self.layout.cuts)):
+            part = words[begin:end]
             if self.split is BYTES:
                 self._bytes(group, part.view(np.uint8))
             elif self.split is PLANES:
-                view = part.view(np.uint8).reshape(-1, self.width)
-                for plane in range(self.width):
-                    view[:, self.width - 1 - plane] = self._plane(plane, group, part.size)
+                self._whole(group, part)
             else:
                 self._floats(group, part)
             if total is not None:
                 total.add(part.view(np.uint8))
+
+    def _whole(self, group: int, out: Words) -> None:
+        """Fill `out` with elements from planes of bytes, the lowest first: above it there are often constants."""
+        out[:] = self._plane(self.width - 1, group, out.size)
+        for plane in range(self.width - 1):
+            block, shift = self._entry(plane, group)[0], 8 * (self.width - 1 - plane)
+            if block.codec != CONSTANT:
+                planes.put_byte(self._plane(plane, group, out.size), shift, out)
+            elif block.value:
+                out |= out.dtype.type(block.value << shift)
 
     def _entry(self, plane: int, group: int) -> tuple[Block, int, int]:
         """Return the entry of a block, and its width in bits and start."""

@@ -25,7 +25,8 @@ _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 
 _CODES = """\b
 Exit codes: 0 done, 2 wrong use, 3 corrupt, 4 truncated, 5 made by a newer
-tzip, 6 operating system, 7 not an archive, 8 input changed, 130 interrupted."""
+tzip, 6 operating system, 7 not an archive, 8 input changed, 10 the base of
+differences is missing, 130 interrupted."""
 
 
 class _Command(click.Group):
@@ -122,6 +123,12 @@ _threads = click.option("--threads", "-t", type=click.IntRange(min=1), help="Thr
 _force = click.option("--force", "-f", is_flag=True, help="Replace output that exists.")
 _quiet = click.option("--quiet", "-q", is_flag=True, help="No progress, no summary; errors only.")
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+_base = click.option(
+    "--base",
+    "-b",
+    multiple=True,
+    help="An earlier file, folder or archive, which differences are from (again for more).",
+)
 _level = click.option(
     "--level",
     "-l",
@@ -166,6 +173,7 @@ def _show_warning(
               help="chunks: decode and compare each chunk before it is written; file: read the finished file back too.")
 @click.option("--name", help="The member's name when packing stdin.", default="data", show_default=True)
 @click.option("--in-place", is_flag=True, help="Replace .safetensors files, in folders too, by packed ones of the same name.")
+@_base
 @_level
 @_threads
 @_force
@@ -182,6 +190,7 @@ def pack(
     verify_kind: str,
     name: str,
     in_place: bool,
+    base: tuple[str, ...],
     level: str,
     threads: int | None,
     force: bool,
@@ -197,14 +206,15 @@ def pack(
     tzip pack checkpoints/ --each            one archive for each file
     cat model.safetensors | tzip pack - --name model.safetensors > model.tzip
     tzip pack --in-place my-model/           readers need tzip.install()
+    tzip pack step-200.safetensors --base step-100.safetensors.tzip
 
     Every chunk is decoded and compared with its source before it is written. Links that lead out of a folder
     are refused unless -L is given (it is the default inside a hub cache's snapshot folder).
     """
     sources = _expand(paths)
     if in_place:
-        given = [output, each, dereference, resume, strict, no_sha256, verify_kind != "chunks", name != "data", "-" in sources]
-        if any(given):
+        others = [output, each, dereference, resume, strict, no_sha256, verify_kind != "chunks", name != "data", base]
+        if any(others) or "-" in sources:
             raise UsageError("--in-place takes --level and --threads, and no other option of packing")
         with _progress("packing", None, quiet) as progress:
             changes = tzip.pack_in_place(sources, level=level, threads=threads, progress=progress)
@@ -219,6 +229,7 @@ def pack(
         "strict": strict,
         "resume": resume,
         "verify_file": verify_kind == "file",
+        "base": base or None,
     }
     if each:
         reports = _pack_each(sources, output, options, quiet)
@@ -294,6 +305,7 @@ def _stdout() -> BinaryIO:
 @click.option("--output", "-o", help="The folder to restore into (default: the current one); '-' writes one member to stdout.")
 @click.option("--resume", is_flag=True, help="Keep files that are already right (by SHA-256), restore the others.")
 @click.option("--in-place", is_flag=True, help="Replace files packed in place, in folders too, by the files they hold.")
+@_base
 @_threads
 @_force
 @_quiet
@@ -304,6 +316,7 @@ def unpack(
     output: str | None,
     resume: bool,
     in_place: bool,
+    base: tuple[str, ...],
     threads: int | None,
     force: bool,
     quiet: bool,
@@ -317,10 +330,11 @@ def unpack(
     tzip unpack model.tzip -o - > model.safetensors
     tzip unpack --in-place my-model/
 
-    Each file appears whole, after its sums were proven, or not at all.
+    Each file appears whole, after its sums were proven, or not at all. Bases of differences are looked for in --base, beside
+    the archive and in $TZIP_BASE_PATH, and known by their SHA-256.
     """
     if in_place:
-        if output or resume or archive == "-":
+        if output or resume or base or archive == "-":
             raise UsageError("--in-place takes paths and --threads, and no other option of unpacking")
         with _progress("unpacking", None, quiet) as progress:
             changes = tzip.unpack_in_place(_expand((archive, *members)), threads=threads, progress=progress)
@@ -334,7 +348,7 @@ def unpack(
             total = sum(m.size for m in opened.members()) if not members else None
     with _progress("unpacking", total, quiet) as progress:
         report = tzip.unpack(
-            source, target, members=members, threads=threads, force=force, resume=resume, progress=progress
+            source, target, members=members, threads=threads, force=force, resume=resume, base=base, progress=progress
         )
     if as_json and output != "-":
         _json(dataclasses.asdict(report))
@@ -412,10 +426,13 @@ def info(archive: str, as_json: bool) -> None:
 @cli.command()
 @click.argument("archives", nargs=-1, required=True, metavar="ARCHIVE...")
 @click.option("--deep", is_flag=True, help="Decode everything; compare all sums and the SHA-256 of every file.")
+@_base
 @_threads
 @_quiet
 @_as_json
-def verify(archives: tuple[str, ...], deep: bool, threads: int | None, quiet: bool, as_json: bool) -> None:
+def verify(
+    archives: tuple[str, ...], deep: bool, base: tuple[str, ...], threads: int | None, quiet: bool, as_json: bool
+) -> None:
     """Prove that archives are sound: structure and stored bytes; with --deep the decoded bytes too.
 
     \b
@@ -426,7 +443,7 @@ def verify(archives: tuple[str, ...], deep: bool, threads: int | None, quiet: bo
     for path in _expand(archives):
         source: Any = sys.stdin.buffer if path == "-" else path
         with _progress("verifying", None if deep or not os.path.exists(path) else os.path.getsize(path), quiet) as progress:
-            report = tzip.verify(source, deep=deep, threads=threads, progress=progress)
+            report = tzip.verify(source, deep=deep, threads=threads, base=base, progress=progress)
         reports[path] = dataclasses.asdict(report)
         if not as_json and not quiet:
             how = "decoded and compared" if deep else "stored bytes sound"
@@ -440,11 +457,14 @@ def verify(archives: tuple[str, ...], deep: bool, threads: int | None, quiet: bo
 @cli.command()
 @click.argument("archive")
 @click.option("--output", "-o", required=True, help="The folder for what is recovered.")
+@_base
 @_threads
 @_force
 @_quiet
 @_as_json
-def recover(archive: str, output: str, threads: int | None, force: bool, quiet: bool, as_json: bool) -> None:
+def recover(
+    archive: str, output: str, base: tuple[str, ...], threads: int | None, force: bool, quiet: bool, as_json: bool
+) -> None:
     """Save what is whole in a damaged archive, with or without its index.
 
     Whole members get their names; whole tensors of other members go to MEMBER.recovered.safetensors; the rest is
@@ -454,7 +474,7 @@ def recover(archive: str, output: str, threads: int | None, force: bool, quiet: 
     tzip recover damaged.tzip -o saved/
     """
     with _progress("recovering", None, quiet) as progress:
-        report = tzip.recover(archive, output, threads=threads, force=force, progress=progress)
+        report = tzip.recover(archive, output, threads=threads, force=force, base=base, progress=progress)
     if as_json:
         _json(dataclasses.asdict(report))
     else:
@@ -477,9 +497,19 @@ def recover(archive: str, output: str, threads: int | None, force: bool, quiet: 
 @click.option("--member", "-m", help="The member, when several have a tensor of that name.")
 @click.option("--output", "-o", required=True, help="A .npy file; '-' is stdout.")
 @click.option("--raw", is_flag=True, help="The tensor's bytes instead of .npy.")
+@_base
 @_threads
 @_force
-def cat(archive: str, tensor: str, member: str | None, output: str, raw: bool, threads: int | None, force: bool) -> None:
+def cat(
+    archive: str,
+    tensor: str,
+    member: str | None,
+    output: str,
+    raw: bool,
+    base: tuple[str, ...],
+    threads: int | None,
+    force: bool,
+) -> None:
     """Write one tensor as .npy, or as raw bytes where numpy has no name for its dtype (bfloat16, float8 …).
 
     \b
@@ -492,7 +522,7 @@ def cat(archive: str, tensor: str, member: str | None, output: str, raw: bool, t
 
     from tzip.formats.atomic import PartialFile
 
-    with tzip.open(archive) as opened:
+    with tzip.open(archive, base=base) as opened:
         view = opened.tensor(tensor, member)
         if not raw:
             dtype = None if view.element_type.numpy() is None else view.dtype
@@ -519,27 +549,63 @@ def cat(archive: str, tensor: str, member: str | None, output: str, raw: bool, t
 @cli.command()
 @click.argument("archive")
 @click.option("--output", "-o", required=True, help="The new archive.")
+@click.option("--no-base", is_flag=True, help="Store no differences: the new archive needs no other file.")
+@_base
 @_level
 @_threads
 @_force
 @_quiet
 @_as_json
 def repack(
-    archive: str, output: str, level: str, threads: int | None, force: bool, quiet: bool, as_json: bool
+    archive: str,
+    output: str,
+    no_base: bool,
+    base: tuple[str, ...],
+    level: str,
+    threads: int | None,
+    force: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Write an archive anew at another level; the SHA-256 of every member stays the same.
 
     \b
     tzip repack model.tzip -o smaller.tzip --level best
+    tzip repack step-200.tzip -o whole.tzip --no-base
     """
     with tzip.open(archive) as opened:
         total, old = sum(m.size for m in opened.members()), opened.reader.source.size
     with _progress("repacking", total, quiet) as progress:
-        report = tzip.repack(archive, output, level=level, threads=threads, force=force, progress=progress)
+        report = tzip.repack(
+            archive, output, level=level, threads=threads, force=force, base=base, keep_base=not no_base, progress=progress
+        )
     if as_json:
         _json(dataclasses.asdict(report))
     elif not quiet:
         click.echo(f"{output}: {_size(old)} -> {_size(report.bytes_out)}, {report.seconds:.1f} s", err=True)
+
+
+@cli.command()
+@click.argument("old")
+@click.argument("new")
+@_as_json
+def diff(old: str, new: str, as_json: bool) -> None:
+    """Say what changed between two files, folders or archives, tensor by tensor.
+
+    \b
+    tzip diff step-100.safetensors step-200.safetensors.tzip
+    """
+    found = tzip.diff(old, new)
+    if as_json:
+        rows = [dataclasses.asdict(d) for d in found]  # JSON has no numbers that are none
+        _json([{k: None if isinstance(v, float) and v != v else v for k, v in row.items()} for row in rows])
+        return
+    click.echo(f"{'state':8} {'dtype':11} {'equal':>9} {'bits':>7} {'relative':>9}  tensor")
+    for d in found:
+        relative = f"{d.norm / d.old_norm:.2e}" if d.norm is not None and d.old_norm else "-"
+        bits = f"{d.bits:.2f}" if d.state == "changed" else "-"
+        share = f"{100 * d.equal:.2f} %" if d.state in ("equal", "changed") else "-"
+        click.echo(f"{d.state:8} {d.dtype:11} {share:>9} {bits:>7} {relative:>9}  {d.name}")
 
 
 @cli.command()

@@ -15,6 +15,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from tzip.bases import Base, base_bytes
 from tzip.coders.arrays import U8
 from tzip.coders.planes import WORD
 from tzip.coders.sums import sum64
@@ -31,7 +32,8 @@ SAMPLES = 32
 class Run:
     """A run to be: element width, what coding suits it, and the byte ranges of the member that it consists of.
 
-    `row` is the number of elements in a row of the tensor, 0 where there are no rows. `same` is the run of this archive that
+    `row` is the number of elements in a row of the tensor, 0 where there are no rows; `bases` are the earlier tensors that
+    parts of it are to be differences from, with where these begin and how long they are. `same` is the run of this archive that
     holds these bytes already. `ordinal` and `sums`, the sum64 of each chunk, are known once the run is written.
     """
 
@@ -40,14 +42,21 @@ class Run:
     row: int = 0
     pieces: list[tuple[int, int]] = field(default_factory=list)
     size: int = 0
+    bases: list[tuple[int, int, Base]] = field(default_factory=list)
     same: "Run | None" = None
     ordinal: int = -1
     sums: "array[int]" = field(default_factory=lambda: array("Q"))
 
-    def add(self, begin: int, n: int) -> None:
-        """Add the n bytes of the member from `begin` on."""
+    def add(self, begin: int, n: int, base: Base | None = None) -> None:
+        """Add the n bytes of the member from `begin` on, a tensor's, with its base."""
+        if base is not None:
+            self.bases.append((self.size, min(n, base.nbytes), base))
         self.pieces.append((begin, n))
         self.size += n
+
+    def base_bytes(self, begin: int, n: int) -> U8 | None:
+        """Return the n bytes from `begin` on of what the run is a difference from, zero where it is from nothing."""
+        return base_bytes(self.bases, begin, n) if self.bases else None
 
     @property
     def stored(self) -> "Run":

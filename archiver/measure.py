@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from tzip.chunks import SLACK, decode_chunk, encode_chunk
+from tzip.chunks import SLACK, decode_chunk
 from tzip.coders.arrays import U8
 from tzip.coders.errors import CorruptError, UsageError
+from tzip.duplicates import Run
+from tzip.encoding import encode_chunk
+from tzip.extents import MemberLayout, Tensor, lay_out, lay_out_opaque
 from tzip.formats import safetensors_header
 from tzip.formats.catalogue import FILE
 from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.source import Source
-from tzip.packing import MemberLayout, Run, Tensor, lay_out, lay_out_opaque
 from tzip.plan import LEVELS
 from tzip.tree import collect
 from tzip.workers import Workers, thread_count

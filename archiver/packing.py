@@ -13,33 +13,45 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tzip.archive import opener
+from tzip.bases import Bases
 from tzip.blocks import codecs_of
-from tzip.chunks import SLACK, EncodedChunk, decode_chunk, encode_chunk
+from tzip.chunks import SLACK, decode_chunk
 from tzip.coders import zstd
 from tzip.coders.arrays import U8
 from tzip.coders.errors import ChangedError, CorruptError, TzipError, UsageError
 from tzip.coders.scratch import borrow, recycle
 from tzip.coders.sums import same_bytes, sum64
-from tzip.duplicates import Duplicates, Origin, share
-from tzip.duplicates import Run as Run
+from tzip.duplicates import Duplicates, Origin, Run, share
+from tzip.encoding import EncodedChunk, encode_chunk
+from tzip.extents import NO_BASES, Extent, MemberLayout, Tensor, lay_out, lay_out_opaque
 from tzip.formats import safetensors_header
 from tzip.formats.atomic import PartialFile
-from tzip.formats.catalogue import CLOSED, FILE, FOLDER, IN_RUN, INLINE, LINK, NO_MTIME, SHA_KNOWN, TENSOR, Catalogue
+from tzip.formats.catalogue import (
+    AT_SAME_PLACE,
+    CLOSED,
+    FILE,
+    FOLDER,
+    IN_RUN,
+    INLINE,
+    LINK,
+    NO_MTIME,
+    SHA_KNOWN,
+    TENSOR,
+    Catalogue,
+)
 from tzip.formats.dtypes import Dtype
 from tzip.formats.layout import CHUNK_ELEMENTS, DONE, MEMBER, ArchiveHeader, ChunkHead, DoneRecord
 from tzip.formats.names import check_name
 from tzip.formats.source import Source, open_source
 from tzip.formats.writer import ArchiveWriter
-from tzip.plan import LEVELS, Level
+from tzip.plan import Level, level_named
 from tzip.tree import Item, collect
 from tzip.verifying import verify
 from tzip.version import __version__
 from tzip.workers import Hasher, Workers, thread_count
 
 SUFFIX = ".tzip"
-INLINE_BYTES = 4096  # a file up to here is stored in its member record: two records would cost more
-OWN_RUN = 65536  # tensors with fewer elements share bundles: a chunk costs 64 bytes and a table
-OPAQUE_WIDTH = 8  # opaque bytes are runs of 8-byte elements, so that a zstandard frame spans 1 MiB
 
 Progress = Callable[[int], None]
 
@@ -55,7 +67,7 @@ class MemberReport:
 
 @dataclass(frozen=True, slots=True)
 class PackReport:
-    """What packing did: sizes in bytes, time in seconds, warnings as printed."""
+    """What packing did: sizes in bytes, time in seconds, warnings as printed, files that the archive leans on."""
 
     archive: str | None
     archive_id: str
@@ -64,6 +76,7 @@ class PackReport:
     seconds: float
     members: list[MemberReport] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    bases: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,95 +90,15 @@ class Options:
     resume: bool = False
     progress: Progress | None = None
     prove: bool = True
+    base: Any = None
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor of a member: `begin` is its first byte in the member."""
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int, ...]
-    begin: int
-
-
-@dataclass(slots=True)
-class Extent:
-    """A byte range of the member: inline when `run` is None, else at `offset` of that run."""
-
-    begin: int
-    length: int
-    run: Run | None = None
-    offset: int = 0
-
-
-@dataclass(slots=True)
-class MemberLayout:
-    """Extents in file order, the runs to write in the order of their first use, tensors in file order."""
-
-    extents: list[Extent]
-    runs: list[Run]
-    tensors: list[Tensor]
-
-
+_THIS = (b"the archive to be",)  # in a chain: what leans on too many is not made
 Job = tuple[U8, Run, int]  # the bytes of a chunk, its run, its ordinal in the run
 
 
 class InputFormatError(UsageError):
     """A file breaks the rules of the format that its name promises, and `strict` was asked for."""
-
-
-def lay_out(size: int, data_start: int, tensors: Sequence[Tensor], nbytes: Sequence[int]) -> MemberLayout:
-    """Cut a member of `size` bytes into extents: `data_start` inline bytes, then tensors without gaps.
-
-    Large tensors get runs of their own; small ones share bundles of one coding, in file order.
-    """
-    layout = MemberLayout([], [], list(tensors))
-    if data_start:
-        layout.extents.append(Extent(0, data_start))
-    bundles: dict[tuple[int, str], Run] = {}
-    for tensor, n in zip(tensors, nbytes, strict=True):
-        if not n:
-            continue
-        width, coding = tensor.dtype.width, tensor.dtype.coding
-        if coding == "opaque":
-            lay_out_opaque(layout, tensor.begin, n, split=False)
-            continue
-        own = n >= OWN_RUN * width
-        run = None if own else bundles.get((width, coding))
-        if run is None or run.size + n > CHUNK_ELEMENTS * width:
-            run = Run(width, coding, _row(tensor, n // width) if own else 0)
-            layout.runs.append(run)
-            if not own:
-                bundles[width, coding] = run
-        layout.extents.append(Extent(tensor.begin, n, run, run.size))
-        run.add(tensor.begin, n)
-    assert sum(e.length for e in layout.extents) == size
-    return layout
-
-
-def _row(tensor: Tensor, elements: int) -> int:
-    """Return how many elements of its run a row of the tensor has (a complex one counts twice); 0 when there are no rows."""
-    rows = 1
-    for n in tensor.shape[:-1]:
-        rows *= n
-    return elements // rows if len(tensor.shape) > 1 and elements % rows == 0 else 0
-
-
-def lay_out_opaque(layout: MemberLayout, begin: int, n: int, *, split: bool = True) -> None:
-    """Add extents for n bytes that no coding suits: inline when they are few, else a run, and the odd bytes inline.
-
-    Without `split` they are one extent, as a tensor's bytes must be.
-    """
-    width = OPAQUE_WIDTH if split or n % OPAQUE_WIDTH == 0 else 1
-    whole = n // width * width if n > INLINE_BYTES else 0
-    if whole:
-        run = Run(width, "opaque")
-        run.add(begin, whole)
-        layout.runs.append(run)
-        layout.extents.append(Extent(begin, whole, run))
-    if n > whole:
-        layout.extents.append(Extent(begin + whole, n - whole))
 
 
 class Packer:
@@ -182,6 +115,8 @@ class Packer:
         self.members: list[MemberReport] = []
         self.warnings: list[str] = []
         self.duplicates = Duplicates()
+        self.bases = Bases(options.base, opener(options.base), chain=_THIS) if options.base is not None else None
+        self.leans_on: set[str] = set()
         self.runs = 0
         self.total = 0
         self.bytes_in = 0
@@ -211,8 +146,15 @@ class Packer:
         self._stream(item, layout, _ArraySource(raw))
 
     def finish(self) -> bytes:
-        """Write the index; return the archive id."""
+        """Write the index; return the archive id. Raises ChangedError when a base changed meanwhile."""
+        if self.bases is not None:
+            self.bases.check_unchanged()
         return self.writer.finish()
+
+    def close(self) -> None:
+        """Close the bases."""
+        if self.bases:
+            self.bases.close()
 
     def _sha(self, data: bytes) -> bytes:
         with Hasher(self.sha256, 1) as hasher:
@@ -232,7 +174,15 @@ class Packer:
                 self.warnings.append(message)
         else:
             tensors = [Tensor(s.name, s.dtype, s.shape, data_start + s.begin) for s in spans]
-            return lay_out(source.size, data_start, tensors, [s.end - s.begin for s in spans])
+            bases = NO_BASES
+            if self.bases is not None:
+
+                def read(i: int, at: int, n: int) -> U8:
+                    end = spans[i].end - spans[i].begin
+                    return np.frombuffer(source.read_at(tensors[i].begin + at, max(0, min(n, end - at))), np.uint8)
+
+                bases = self.bases.match([(t.name, t.dtype, t.shape) for t in tensors], read, item.original)
+            return lay_out(source.size, data_start, tensors, [s.end - s.begin for s in spans], bases)
         layout = MemberLayout([], [], [])
         if source.size:
             lay_out_opaque(layout, 0, source.size)
@@ -324,8 +274,7 @@ class Packer:
                 if earlier is not None:
                     yield run, earlier, raw.size
                     continue
-            args = (raw, run.width, run.coding, self.level, run.ordinal, chunk, run.row, chunk * CHUNK_ELEMENTS)
-            waiting.append((run, self.workers.submit(self.work, *args), raw.size))
+            waiting.append((run, self.workers.submit(self._encode_one, raw, run, chunk), raw.size))
             # While resuming, a chunk must be written before the next one can be compared with what stands there.
             while waiting and (len(waiting) > self.workers.threads or self.writer.resuming):
                 run, future, size = waiting.popleft()
@@ -333,6 +282,11 @@ class Packer:
         while waiting:
             run, future, size = waiting.popleft()
             yield run, future.result(), size
+
+    def _encode_one(self, raw: U8, run: Run, chunk: int) -> EncodedChunk:
+        first = chunk * CHUNK_ELEMENTS
+        base = run.base_bytes(first * run.width, raw.size)  # before scratch memory is used: an archive may have to be decoded
+        return self.work(raw, run.width, run.coding, self.level, run.ordinal, chunk, run.row, first, base)
 
     def _earlier(self, raw: U8, run: Run, chunk: int) -> EncodedChunk | None:
         """Return the chunk that an interrupted run has written here, when it is sound and holds these bytes."""
@@ -348,9 +302,10 @@ class Packer:
             return None
         if head.decoded_sum != sum64(raw):
             return None
+        base = run.base_bytes(chunk * CHUNK_ELEMENTS * run.width, raw.size)
         decoded = borrow("proof", raw.size)
         try:
-            decode_chunk(buffer, length, run.ordinal, chunk, elements, run.width, decoded)
+            decode_chunk(buffer, length, run.ordinal, chunk, elements, run.width, decoded, base=base)
         except TzipError:
             return None
         if not np.array_equal(decoded, raw):
@@ -378,19 +333,22 @@ class Packer:
             "m_tensors": [len(layout.tensors)],
             "m_runs": [len(layout.runs)],
             "r_width": [run.width for run in layout.runs],
-            "r_inputs": [0] * len(layout.runs),
+            "r_inputs": [len(run.bases) for run in layout.runs],
             "r_elements": [run.size // run.width for run in layout.runs],
         }
         self._extent_columns(columns, layout.extents)
         self._tensor_columns(columns, layout)
         names = [t.name for t in layout.tensors]
-        record = Catalogue.of(columns, [item.name, *names], inline, len(self.members), first_run)
+        files, tensors = self._input_columns(columns, layout.runs)
+        record = Catalogue.of(columns, [item.name, *names, *files, *tensors], inline, len(self.members), first_run)
         offset = self.writer.record(MEMBER, record.write(MEMBER))
         columns["m_record"] = [offset]
         for column, values in columns.items():
             self.writer.columns[column] += values
         self.writer.member_names.append(item.name)
         self.writer.tensor_names += names
+        self.writer.input_files += files
+        self.writer.input_tensors += tensors
         self.runs += len(layout.runs)
         self.total += size
         self.members.append(MemberReport(item.name, size, sha.hex() if sha else None))
@@ -409,6 +367,19 @@ class Packer:
                 row = (IN_RUN, extent.run.stored.ordinal, extent.offset, extent.length)
             for name, value in zip(names, row, strict=True):
                 columns[name].append(value)
+
+    def _input_columns(self, columns: dict[str, list[Any]], runs: Iterable[Run]) -> tuple[list[str], list[str]]:
+        """Add the columns of the runs' bases; return the names of their files and tensors."""
+        bases = [base for run in runs for base in run.bases]
+        self.leans_on |= {base.file.path for _, _, base in bases}
+        origins = [base.file.origin() for _, _, base in bases]
+        rows = [
+            (AT_SAME_PLACE, offset, length, o.archive, o.sha256, len(o.file.encode()), len(base.name.encode()))
+            for (offset, length, base), o in zip(bases, origins, strict=True)
+        ]
+        for i, name in enumerate(("i_kind", "i_offset", "i_length", "i_archive", "i_file", "i_member", "i_name")):
+            columns[name] = [row[i] for row in rows]
+        return [origin.file for origin in origins], [base.name for _, _, base in bases]
 
     @staticmethod
     def _tensor_columns(columns: dict[str, list[Any]], layout: MemberLayout) -> None:
@@ -434,16 +405,24 @@ class Packer:
 
 
 def encode_and_prove(
-    raw: U8, width: int, coding: str, level: Level, run: int, chunk: int, row: int = 0, first: int = 0
+    raw: U8,
+    width: int,
+    coding: str,
+    level: Level,
+    run: int,
+    chunk: int,
+    row: int = 0,
+    first: int = 0,
+    base: U8 | None = None,
 ) -> EncodedChunk:
     """Encode a chunk, decode it again and compare it with the source, byte by byte."""
-    encoded = encode_chunk(raw, width, coding, level, run, chunk, row, first)
+    encoded = encode_chunk(raw, width, coding, level, run, chunk, row, first, base)
     length = len(encoded.record)
     buffer = borrow("proof record", length + SLACK)
     buffer[:length] = np.frombuffer(encoded.record, np.uint8)
     buffer[length:] = 0
     decoded = borrow("proof", raw.size)
-    decode_chunk(buffer, length, run, chunk, raw.size // width, width, decoded)
+    decode_chunk(buffer, length, run, chunk, raw.size // width, width, decoded, base=base)
     if not same_bytes(decoded, raw):
         raise CorruptError("tzip is at fault: a chunk does not decode to its source; nothing was written")
     return encoded
@@ -486,13 +465,6 @@ def _read_into(source: Source, begin: int, raw: U8, item: Item) -> None:
         raise ChangedError("the input became shorter while it was packed").at(path=item.original or source.name)
 
 
-def level_named(name: str) -> Level:
-    """Return the level of that name; raises UsageError when there is none."""
-    if name not in LEVELS:
-        raise UsageError(f"there is no level {name!r}; there are {', '.join(LEVELS)}")
-    return LEVELS[name]
-
-
 def items_of(src: Any, name: str | None, dereference: bool | None) -> tuple[list[Item], list[Source]]:
     """Return the items of what the caller gave to `pack`, and the sources that it must close."""
     if isinstance(src, str | os.PathLike):
@@ -533,6 +505,7 @@ def pack(
     resume: bool = False,
     verify_file: bool = False,
     name: str | None = None,
+    base: Any = None,
     progress: Progress | None = None,
 ) -> PackReport:
     """Pack `src` into the archive `dst`.
@@ -544,9 +517,12 @@ def pack(
     otherwise), `resume` goes on where a killed call stopped, `verify_file` reads the finished file back, `name` is the
     member's name when `src` has none. `progress` is called with numbers of bytes done.
 
+    `base`: paths of earlier files, folders or archives. Tensors that are like theirs are stored as differences from them, and
+    are read only where the bases are; see `tzip.open`. Bases that are archives may lean on others themselves.
+
     Raises UsageError, ChangedError (the input changed meanwhile) or OSError; nothing is left under the name of `dst` then.
     """
-    options = Options(level, threads, sha256, strict, resume, progress)
+    options = Options(level, threads, sha256, strict, resume, progress, base=base)
     items, sources = items_of(src, name, dereference)
     try:
         if dst is None:
@@ -591,8 +567,10 @@ def _pack_to_path(
             raise UsageError("input and output are the same file").at(path=str(target))
     with PartialFile(target, force=force, resume=options.resume, keep=options.resume) as partial:
         report = pack_to_file(items, partial.file, str(target), options)
+        if any(target.exists() and os.path.samefile(base, target) for base in report.bases):
+            raise UsageError("the output is a base of what is packed").at(path=str(target))
         if verify_file:
-            verify(partial.path, deep=True, threads=options.threads)
+            verify(partial.path, deep=True, threads=options.threads, base=options.base)
         if check is not None:
             check(report)
         partial.publish()
@@ -611,12 +589,15 @@ def pack_to_file(items: Sequence[Item], out: BinaryIO, target: str | None, optio
     start = time.perf_counter()
     with Workers(thread_count(options.threads)) as workers:
         packer = Packer(out, workers, options)
-        for item in items:
-            try:
-                packer.add(item)
-            except TzipError as e:
-                raise e.at(member=item.name) from None
-        archive_id = packer.finish()
+        try:
+            for item in items:
+                try:
+                    packer.add(item)
+                except TzipError as e:
+                    raise e.at(member=item.name) from None
+            archive_id = packer.finish()
+        finally:
+            packer.close()
     for message in packer.warnings:
         warnings.warn(message, UserWarning, stacklevel=4)
     return PackReport(
@@ -627,4 +608,5 @@ def pack_to_file(items: Sequence[Item], out: BinaryIO, target: str | None, optio
         time.perf_counter() - start,
         packer.members,
         packer.warnings,
+        sorted(packer.leans_on),
     )

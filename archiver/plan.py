@@ -10,6 +10,7 @@ import numpy as np
 
 from tzip.coders import huffman, planes, rans, rows
 from tzip.coders.arrays import I64, Words
+from tzip.coders.errors import UsageError
 from tzip.coders.huffman import HuffmanTable
 from tzip.coders.keys import Mapping, map_again, map_keys
 from tzip.coders.planes import Head, Window
@@ -60,6 +61,13 @@ class Choice:
     table: Table | None
     size: int
     value: int = 0
+
+
+def level_named(name: str) -> Level:
+    """Return the level of that name; raises UsageError when there is none."""
+    if name not in LEVELS:
+        raise UsageError(f"there is no level {name!r}; there are {', '.join(LEVELS)}")
+    return LEVELS[name]
 
 
 def segments_of(n: int, level: Level) -> int:

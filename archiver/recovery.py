@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from tzip.archive import Archive
+from tzip.bases import paths_of
 from tzip.coders.arrays import U8
-from tzip.coders.errors import CorruptError, NotAnArchiveError, TzipError, UnsupportedError, UsageError
+from tzip.coders.errors import BaseNotFoundError, CorruptError, NotAnArchiveError, TzipError, UnsupportedError, UsageError
 from tzip.coders.mixing import unmix
 from tzip.coders.sums import sum64
 from tzip.formats.atomic import PartialFile, refuse_links
@@ -61,30 +62,34 @@ def recover(
     *,
     threads: int | None = None,
     force: bool = False,
+    base: Any = None,
     progress: Callable[[int], None] | None = None,
 ) -> RecoverReport:
     """Write every whole member of a damaged archive below the folder `dst`, and every whole tensor of the others.
 
     Tensors of a damaged member go to `<member>.recovered.safetensors`. Without an index the records themselves are
     searched for; what they hold is proven by their sums, and a member without a readable done record is whole by those
-    alone (listed as `unproven`). Raises NotAnArchiveError when nothing of an archive is found.
+    alone (listed as `unproven`). `base`: where bases are, see `tzip.open`; what needs one that is not found is lost.
+    Raises NotAnArchiveError when nothing of an archive is found.
     """
     told = progress or (lambda n: None)
     root = Path(dst)
+    paths_of(base)
     opened = open_source(source)
-    with opened, Workers(thread_count(threads)) as workers:
+    with opened, Workers(thread_count(threads)) as workers, contextlib.ExitStack() as stack:
         try:
-            archives = [Archive(None, ArchiveReader(opened))]
+            archives = [Archive(None, ArchiveReader(opened), base=base)]
             report = RecoverReport(True)
         except TzipError as e:
             if isinstance(e, UnsupportedError) and _header_is_sound(opened):
                 raise
-            archives = [Archive(None, reader) for reader in _salvage(opened, told)]
+            archives = [Archive(None, reader, base=base) for reader in _salvage(opened, told)]
             report = RecoverReport(False)
             if not archives:
                 raise NotAnArchiveError("nothing of a tzip archive is found here").at(path=opened.name) from None
         root.mkdir(parents=True, exist_ok=True)
         for archive in archives:
+            stack.callback(archive.close)
             for i, name in enumerate(archive.reader.index.member_names):
                 try:
                     refuse_links(root, root / name)
@@ -128,7 +133,7 @@ def _member(
                 for part in archive.checked_stream(i, workers):
                     partial.write(part)
                 partial.publish(int(index["m_mode"][i]) & 0o777, None if mtime == NO_MTIME else mtime)
-        except (CorruptError, UnsupportedError) as e:
+        except (CorruptError, UnsupportedError, BaseNotFoundError) as e:
             reason = e.message
         else:
             report.whole.append(name)
@@ -150,7 +155,7 @@ def _tensors(archive: Archive, i: int, name: str, root: Path, force: bool, repor
         try:
             for _ in _parts(archive, row):
                 pass
-        except (CorruptError, UnsupportedError) as e:
+        except (CorruptError, UnsupportedError, BaseNotFoundError) as e:
             report.lost.append(f"{name}: tensor {tensor!r}: {e.message}")
             continue
         element = archive.reader.index.dtype_of(row)
@@ -228,7 +233,7 @@ class _SalvagedReader(ArchiveReader):
         local.columns["x_run"] = np.array(shifted, np.uint32)
         local.columns["r_width"] = np.append(local["r_width"], np.array([w for w, _ in shapes], np.uint8))
         local.columns["r_elements"] = np.append(local["r_elements"], np.array([n for _, n in shapes], np.uint64))
-        local.columns["r_inputs"] = np.append(local["r_inputs"], np.zeros(len(shapes), np.uint8))
+        local.columns["r_inputs"] = np.append(local["r_inputs"], np.zeros(len(shapes), np.uint32))
         local.__dict__.pop("run_chunks", None)  # derived from the columns
         self.first_chunk = np.cumsum(local.run_chunks) - local.run_chunks
 

@@ -96,15 +96,21 @@ def repack(
     level: str = "default",
     threads: int | None = None,
     force: bool = False,
+    base: Any = None,
+    keep_base: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> PackReport:
     """Write the archive `source` anew at another level to `dst`: the same members, the same SHA-256.
 
+    `base`: where the bases of differences are, see `tzip.open`. An archive that leans on others leans on them again, or,
+    with `keep_base=False`, stands by itself.
+
     Memory stays bounded. Raises what `open` and `pack` raise, and CorruptError when a member does not match the SHA-256
     that it had; nothing is left under the name of `dst` then.
     """
-    with Archive(source) as archive:
+    with Archive(source, base=base) as archive:
         index = archive.reader.index
+        paths = archive.find_bases()
         if (index["m_kind"] == TENSOR).any():
             raise UsageError("an archive of a bare tensor is made anew with tzip.encode")
         items = []
@@ -122,7 +128,7 @@ def repack(
                     raise CorruptError("a repacked member does not match its SHA-256").at(member=member.name)
 
         any_sums = any(known) or not known
-        options = Options(level, threads, any_sums, progress=progress)
+        options = Options(level, threads, any_sums, progress=progress, base=paths if paths and keep_base else None)
         return pack_items(items, Path(dst), options, force=force, check=check)
 
 

@@ -37,6 +37,7 @@ def unpack(
     threads: int | None = None,
     force: bool = False,
     resume: bool = False,
+    base: Any = None,
     progress: Callable[[int], None] | None = None,
 ) -> UnpackReport:
     """Restore the members of an archive, byte for byte.
@@ -45,14 +46,16 @@ def unpack(
     then gets the one member that there is or that `members` names. Each file appears whole, after its chunk sums and
     SHA-256 were proven, or not at all; existing files are refused before anything is written, unless `force` replaces them or
     `resume` finds that they are already right. Nothing is ever written through a link or outside `dst`.
+    `base`: where the bases of differences are, see `tzip.open`; a missing one is an error before anything is written.
 
     Raises UsageError, CorruptError, UnsupportedError or OSError. When a binary file gets damaged data the error comes
     after good chunks were written: no wrong byte is, but the output is incomplete.
     """
     start = time.perf_counter()
     told = progress or (lambda n: None)
-    with Archive(source) as archive, Workers(thread_count(threads)) as workers:
+    with Archive(source, base=base) as archive, Workers(thread_count(threads)) as workers:
         rows = _select(archive, members)
+        archive.find_bases({run for row in rows for run in archive.member_runs(row)})
         if hasattr(dst, "write"):
             report = _to_stream(archive, rows, dst, workers, told)
         else:

@@ -24,19 +24,27 @@ class VerifyReport:
 
 
 def verify(
-    source: Any, *, deep: bool = False, threads: int | None = None, progress: Callable[[int], None] | None = None
+    source: Any,
+    *,
+    deep: bool = False,
+    threads: int | None = None,
+    base: Any = None,
+    progress: Callable[[int], None] | None = None,
 ) -> VerifyReport:
     """Prove an archive: every structure and every stored byte; with `deep` also decode it and compare all sums and SHA-256.
 
-    Raises the error of the first damage, with its place. `progress` is called with numbers of stored (deep: decoded) bytes.
+    `base`: where bases are, see `tzip.open`; only `deep` needs them. Raises the error of the first damage, with its place.
+    `progress` is called with numbers of stored (deep: decoded) bytes.
     """
     from tzip.coders.sums import sum64
 
     told = progress or (lambda n: None)
-    with Archive(source) as archive, Workers(thread_count(threads)) as workers:
+    with Archive(source, base=base) as archive, Workers(thread_count(threads)) as workers:
         reader = archive.reader
         index = reader.index
         _verify_structure(archive)
+        if deep:
+            archive.find_bases()
         pairs = [(r, c) for r, n in enumerate(index.run_chunks.tolist()) for c in range(n)]
 
         def one(pair: tuple[int, int]) -> int:

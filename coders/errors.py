@@ -84,6 +84,12 @@ class ChangedError(TzipError):
     exit_code = 8
 
 
+class BaseNotFoundError(TzipError):
+    """The tensor is a difference from one in another file, which is not here, or is another file than it was."""
+
+    exit_code = 10
+
+
 class TensorNotFoundError(UsageError, KeyError):
     """No member or tensor has that name."""
 

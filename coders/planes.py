@@ -132,6 +132,11 @@ def byte_plane(words: Words, shift: int) -> U8:
     return out
 
 
+def put_byte(plane: U8, shift: int, out: Words) -> None:
+    """Put a byte of each element at bit `shift`, where it has zeros; arrays of shape (n,)."""
+    _put_byte(plane, shift, out)
+
+
 def split_head(words: Words, head: Head, joined: int, signless: bool, window: Window) -> tuple[U8, U8, U32]:
     """Cut the heads of elements, shape (n,), n <= 2**18, into coded bytes, shape (n,), the packed rests, and escapes.
 
@@ -284,6 +289,15 @@ def _byte(words: Words, shift: int, out: U8) -> None:
     s = np.uint64(shift)
     for i in range(words.size):
         out[i] = np.uint8((np.uint64(words[i]) >> s) & np.uint64(255))
+
+
+@kernel
+@no_type_check
+def _put_byte(plane: U8, shift: int, out: Words) -> None:
+    """Needs: plane.size == out.size."""
+    s = np.uint64(shift)
+    for i in range(out.size):
+        out[i] = np.uint64(out[i]) | (np.uint64(plane[i]) << s)
 
 
 # Unsigned words throughout: a signed index costs numba a test for negative ones, and the loop its vectors

@@ -41,9 +41,14 @@ class RansTable:
 
     @cached_property
     def stored(self) -> bytes:
-        """The table as the format stores it, of even length: sparse where that is shorter."""
+        """The table as the format stores it, of even length, in the shortest of its three forms."""
         lo, hi, entries = write_range(self.freq)
         dense, sparse = _stored_size(lo, hi), _sparse_size(lo, hi, self.used.size)
+        if self._short_size < min(dense, sparse):
+            packed_bits = np.zeros(self._short_size, np.uint8)
+            _write_short(self.freq, hi, packed_bits)
+            packed_bits[:2] = hi
+            return packed_bits.tobytes()
         head = bytes((lo, hi))
         if sparse < dense:
             head = bytes((hi, lo)) + np.packbits(entries > 0, bitorder="little").tobytes()
@@ -69,17 +74,24 @@ class RansTable:
         """The largest byte with a frequency."""
         return int(self.used[-1])
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of the stored table."""
         lo, hi = self.lowest, self.highest
-        return min(_stored_size(lo, hi), _sparse_size(lo, hi, self.used.size))
+        return min(_stored_size(lo, hi), _sparse_size(lo, hi, self.used.size), self._short_size)
+
+    @cached_property
+    def _short_size(self) -> int:
+        bits = int(_short_bits(self.freq, self.highest))
+        return 2 + (bits + 15) // 16 * 2
 
     @classmethod
     def read(cls, payload: U8) -> "tuple[RansTable, int]":
         """Return the table that `payload` starts with and its size in bytes; raises Corrupt- or TruncatedError."""
         if payload.size >= 2 and payload[0] > payload[1]:
             return cls._read_sparse(payload)
+        if payload.size >= 2 and payload[0] == payload[1]:
+            return cls._read_short(payload)
         lo, hi = read_range(payload)
         size = _stored_size(lo, hi)
         if payload.size < size:
@@ -87,6 +99,17 @@ class RansTable:
         freq = np.zeros(256, np.int64)
         if not _read_entries(payload, 2, lo, hi - lo + 1, size, freq) or not (freq[lo] and freq[hi]):
             raise CorruptError(f"rans: frequencies of bytes {lo} … {hi} do not add up to {TOTAL}, or rubbish follows")
+        return cls(freq), size
+
+    @classmethod
+    def _read_short(cls, payload: U8) -> "tuple[RansTable, int]":
+        hi = int(payload[0])
+        freq = np.zeros(256, np.int64)
+        size = int(_read_short(payload, hi, freq))
+        if size < 0:
+            raise TruncatedError("rans: payload ends within the table")
+        if not size or not hi or np.count_nonzero(freq) < 2:
+            raise CorruptError(f"rans: frequencies of bytes 0 … {hi} do not add up to {TOTAL}, or rubbish follows")
         return cls(freq), size
 
     @classmethod
@@ -373,6 +396,74 @@ def _read_entries(payload: U8, start: int, lo: int, count: int, size: int, freq:
     for at in range(start + (12 * count + 7 >> 3), size):
         rubbish |= np.int64(payload[at])
     return 1 if total == 4096 and rubbish == 0 else 0
+
+
+@kernel
+@no_type_check
+def _short_bits(freq: I64, hi: int) -> int:
+    """Return the bits of Elias gamma codes of frequency + 1 for bytes 0 … hi."""
+    bits = 0
+    for byte in range(hi + 1):
+        v = freq[byte] + 1
+        while v > 1:
+            bits += 2
+            v >>= 1
+        bits += 1
+    return bits
+
+
+@kernel
+@no_type_check
+def _write_short(freq: I64, hi: int, out: U8) -> None:
+    """Write the gamma codes of frequency + 1 from byte 2 on: as many zeros as bits follow the top one, then all bits, the
+    top one first. Bits go from the lowest of a byte up. Needs: out zero and large enough.
+    """
+    at = 16
+    for byte in range(hi + 1):
+        v = freq[byte] + 1
+        more = 0
+        while v >> (more + 1) > 0:
+            more += 1
+        at += more
+        for bit in range(more, -1, -1):
+            out[at >> 3] |= np.uint8(((v >> bit) & 1) << (at & 7))
+            at += 1
+
+
+@kernel
+@no_type_check
+def _read_short(payload: U8, hi: int, freq: I64) -> int:
+    """Return the bytes of the table, -1 when the payload ends within it, 0 when it is none.
+
+    Needs: freq (256,), zero; hi < 256.
+    """
+    end = 8 * payload.size
+    at = 16
+    total = 0
+    for byte in range(hi + 1):
+        more = 0
+        while at < end and (payload[at >> 3] >> (at & 7)) & 1 == 0:
+            more += 1
+            at += 1
+            if more > 12:
+                return 0
+        if at + more + 1 > end:
+            return -1
+        v = 0
+        for _ in range(more + 1):
+            v = (v << 1) | ((np.int64(payload[at >> 3]) >> (at & 7)) & 1)
+            at += 1
+        freq[byte] = v - 1
+        total += v - 1
+    if total != 4096 or freq[hi] == 0:
+        return 0
+    size = (at + 15) // 16 * 2
+    if 8 * size > end:
+        return -1
+    for i in range(at, 8 * size):
+        if (payload[i >> 3] >> (i & 7)) & 1:
+            return 0
+    return size
 
 
 @kernel

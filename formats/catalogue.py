@@ -31,8 +31,9 @@ FILE, FOLDER, LINK, TENSOR = range(4)
 SHA_KNOWN, CLOSED = 1, 2
 NO_MTIME = -(1 << 63)
 INLINE, IN_RUN = 0, 1
-_TABLES = ("members", "extents", "tensors", "runs", "chunks", "dims", "heap", "inline")
-_COUNTS = struct.Struct("<10I")
+AT_SAME_PLACE = 0  # kinds of inputs
+_TABLES = ("members", "extents", "tensors", "runs", "inputs", "chunks", "dims", "heap", "inline")
+_COUNTS = struct.Struct("<12I")
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("members", "m_name", "<u4"),
     ("members", "m_kind", "u1"),
@@ -56,8 +57,15 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("tensors", "t_extent", "<u4"),
     ("tensors", "t_offset", "<u8"),
     ("runs", "r_width", "u1"),
-    ("runs", "r_inputs", "u1"),
+    ("runs", "r_inputs", "<u4"),
     ("runs", "r_elements", "<u8"),
+    ("inputs", "i_kind", "u1"),
+    ("inputs", "i_offset", "<u8"),
+    ("inputs", "i_length", "<u8"),
+    ("inputs", "i_archive", "(32,)u1"),
+    ("inputs", "i_file", "(32,)u1"),
+    ("inputs", "i_member", "<u4"),
+    ("inputs", "i_name", "<u4"),
     ("chunks", "c_offset", "<u8"),
     ("chunks", "c_length", "<u4"),
     ("chunks", "c_check", "<u8"),
@@ -98,11 +106,11 @@ class Catalogue:
     def of(
         cls, columns: dict[str, list[Any]], names: list[str], inline: bytes = b"", first_member: int = 0, first_run: int = 0
     ) -> "Catalogue":
-        """Build one from lists; `names` holds the member names, then the tensor names."""
+        """Build one from lists; `names` holds the names of members, of tensors, and of the inputs' files and tensors."""
         arrays = {}
         for _, name, form in _COLUMNS:
             values = columns.get(name, [])
-            if name == "m_sha":
+            if form.startswith("("):
                 arrays[name] = np.frombuffer(b"".join(values), np.uint8).reshape(-1, 32)
             else:
                 arrays[name] = np.array(values, np.dtype(form))
@@ -115,12 +123,13 @@ class Catalogue:
             "extents": self["x_kind"].size,
             "tensors": self["t_dtype"].size,
             "runs": self["r_width"].size,
+            "inputs": self["i_kind"].size,
             "chunks": self["c_offset"].size,
             "dims": self["dims"].size,
             "heap": len(self.heap),
             "inline": len(self.inline),
         }
-        parts = [_COUNTS.pack(*(sizes[t] for t in _TABLES), self.first_member, self.first_run)]
+        parts = [_COUNTS.pack(*(sizes[t] for t in _TABLES), self.first_member, self.first_run, 0)]
         for raw in (*(self[name].tobytes() for _, name, _ in _COLUMNS), self.heap, self.inline):
             parts += [raw, bytes(-len(raw) % 8)]
         body = b"".join(parts)
@@ -162,7 +171,9 @@ class Catalogue:
     def _parse(cls, body: bytes) -> "Catalogue":
         if len(body) < _COUNTS.size:
             raise TruncatedError("a catalogue ends within its counts")
-        *counts, first_member, first_run = _COUNTS.unpack_from(body)
+        *counts, first_member, first_run, reserved = _COUNTS.unpack_from(body)
+        if reserved:
+            raise CorruptError("a catalogue's reserved count is not zero")
         sizes = dict(zip(_TABLES, counts, strict=True))
         at = align(_COUNTS.size, 8)
         columns: dict[str, NDArray[Any]] = {}
@@ -183,7 +194,8 @@ class Catalogue:
             at = padded
         if at != len(body):
             raise CorruptError("a catalogue is longer than its columns")
-        columns["m_sha"] = columns["m_sha"].reshape(-1, 32)
+        for name in ("m_sha", "i_archive", "i_file"):
+            columns[name] = columns[name].reshape(-1, 32)
         return cls(columns, heaps[0], heaps[1], first_member, first_run)
 
     # ---- checks
@@ -215,12 +227,32 @@ class Catalogue:
 
     def _check_runs(self) -> None:
         width, elements = self["r_width"], self["r_elements"]
-        if not ((width == 1) | (width == 2) | (width == 4) | (width == 8)).all() or (self["r_inputs"] > 4).any():
-            raise CorruptError("a run has an impossible width or number of inputs")
+        if not ((width == 1) | (width == 2) | (width == 4) | (width == 8)).all():
+            raise CorruptError("a run has an impossible width")
         if elements.size and not (int(elements.min()) >= 1 and int(elements.max()) < _BIG >> 3):
             raise CorruptError("a run has an impossible number of elements")
         if self["c_offset"].size and self["c_offset"].size != int(self.run_chunks.sum()):
             raise CorruptError(f"{self['c_offset'].size} chunks for runs that need {int(self.run_chunks.sum())}")
+        self._check_inputs()
+
+    def _check_inputs(self) -> None:
+        """The inputs of each run lie within it, in ascending order, apart; each says which file it comes from."""
+        counts, offset, length = self["r_inputs"], self["i_offset"], self["i_length"]
+        if int(counts.sum(dtype=np.uint64)) != self["i_kind"].size:
+            raise CorruptError(f"r_inputs does not add up to {self['i_kind'].size}")
+        if not counts.any():
+            return
+        if int(offset.max()) >= _BIG or not 1 <= int(length.min()) <= int(length.max()) < _BIG:
+            raise CorruptError("an input has an impossible offset or length")
+        run = np.repeat(np.arange(counts.size), counts)
+        start = offset.astype(np.int64)
+        end = start + length.astype(np.int64)
+        size = self["r_elements"].astype(np.int64) * self["r_width"]
+        follows = run[1:] == run[:-1]
+        if (end > size[run]).any() or (start[1:] < end[:-1])[follows].any():
+            raise CorruptError("inputs overlap or leave their run")
+        if not (self["i_archive"].any(axis=1) | self["i_file"].any(axis=1)).all():
+            raise CorruptError("an input does not say where it comes from")
 
     def _check_extents(self) -> None:
         """Lengths cover the members, inline offsets follow each other, runs are used in order and stay within bounds."""
@@ -333,11 +365,19 @@ class Catalogue:
     @cached_property
     def tensor_names(self) -> list[str]:
         """The names of the tensors."""
-        return self._all_names()[self["m_kind"].size :]
+        first = self["m_kind"].size
+        return self._all_names()[first : first + self["t_dtype"].size]
+
+    @cached_property
+    def input_names(self) -> list[tuple[str, str]]:
+        """The names of the file and of the tensor in it for each input."""
+        first, n = self["m_kind"].size + self["t_dtype"].size, self["i_kind"].size
+        names = self._all_names()
+        return list(zip(names[first : first + n], names[first + n :], strict=True))
 
     def _all_names(self) -> list[str]:
         if not self._names:
-            sizes = np.concatenate((self["m_name"], self["t_name"])).astype(np.int64)
+            sizes = np.concatenate([self[c] for c in ("m_name", "t_name", "i_member", "i_name")]).astype(np.int64)
             ends = np.cumsum(sizes)
             if int(ends[-1] if ends.size else 0) != len(self.heap):
                 raise CorruptError("names do not fill the name heap")

@@ -3,6 +3,7 @@
 import hashlib
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Self
 
@@ -66,6 +67,20 @@ def record_start(position: int, kind: bytes, length: int) -> int:
 def payload_start(position: int, stored: int) -> int:
     """Return where a block's payload starts within its record."""
     return align(position, WIDE_ALIGN if stored >= WIDE_PAYLOAD else ALIGN)
+
+
+CLASSES = 8  # of the elements of a delta
+
+
+def group_cuts(classes: Sequence[int]) -> list[int]:
+    """Return where the groups of a delta begin among its elements, which lie class by class, and where the last ends."""
+    cuts: list[int] = []
+    start = 0
+    for elements in classes:
+        if elements:
+            cuts += range(start, start + elements, group_size(elements))
+        start += elements
+    return [*cuts, start]
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,7 @@ class ArchiveReader:
         self.first_chunk = np.cumsum(self.index.run_chunks) - self.index.run_chunks
         self._before = {
             c: np.concatenate(([0], np.cumsum(self.index[c], dtype=np.int64)))
-            for c in ("m_extents", "m_tensors", "m_runs", "t_ndim")
+            for c in ("m_extents", "m_tensors", "m_runs", "t_ndim", "r_inputs")
         }
 
     def chunk_elements(self, run: int, chunk: int) -> int:
@@ -172,6 +172,10 @@ class ArchiveReader:
                 continue
             if column[0] == "m":
                 theirs = index[column][member : member + 1]
+            elif column[0] == "i":
+                runs = before["m_runs"], before["m_runs"] + int(index["m_runs"][member])
+                inputs = slice(*(int(self._before["r_inputs"][run]) for run in runs))
+                theirs = index[column][inputs]
             else:
                 count = tables[column[0]]
                 theirs = index[column][before[count] : before[count] + int(index[count][member])]
@@ -182,6 +186,8 @@ class ArchiveReader:
         dims = int(self._before["t_ndim"][before["m_tensors"]])
         same = same and np.array_equal(local["dims"], index["dims"][dims : dims + local["dims"].size])
         tensors = index.tensor_names[before["m_tensors"] : before["m_tensors"] + int(index["m_tensors"][member])]
+        first = int(self._before["r_inputs"][before["m_runs"]])
+        same = same and local.input_names == index.input_names[first : first + local["i_kind"].size]
         if not same or local.member_names != [index.member_names[member]] or local.tensor_names != tensors:
             raise CorruptError("a member record contradicts the index")
 

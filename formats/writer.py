@@ -32,6 +32,8 @@ class ArchiveWriter:
         self.columns: dict[str, list[Any]] = defaultdict(list)
         self.member_names: list[str] = []
         self.tensor_names: list[str] = []
+        self.input_files: list[str] = []
+        self.input_tensors: list[str] = []
 
     def header(self, header: ArchiveHeader) -> None:
         """Write the archive header."""
@@ -89,7 +91,8 @@ class ArchiveWriter:
 
     def finish(self) -> bytes:
         """Write index and footer; return the archive id."""
-        index = Catalogue.of(self.columns, self.member_names + self.tensor_names).write(INDEX)
+        names = self.member_names + self.tensor_names + self.input_files + self.input_tensors
+        index = Catalogue.of(self.columns, names).write(INDEX)
         Catalogue.read(index, INDEX)  # an archive that its own reader refuses must not appear
         offset = self.record(INDEX, index)
         archive_id = hashlib.sha256(memoryview(index)[16:]).digest()

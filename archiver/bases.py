@@ -1,0 +1,409 @@
+"""Earlier tensors that others are stored as differences from: what there is, which one fits, and finding it again.
+
+A base is named by what holds it: the SHA-256 of its file (whatever packs it), and the archive id of the archive that it was
+read from. Names of files are hints for the search and for messages; a file is a base only when its bytes are.
+"""
+
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tzip.coders.arrays import U8
+from tzip.coders.errors import BaseNotFoundError, ChangedError, CorruptError, TzipError, UsageError
+from tzip.coders.scratch import recycle
+from tzip.formats import safetensors_header
+from tzip.formats.catalogue import FILE, SHA_KNOWN
+from tzip.formats.dtypes import OPAQUE, Dtype
+from tzip.formats.envelope import is_packed
+from tzip.formats.source import Source, open_source
+
+MAX_DEPTH = 64  # archives that lean on each other in a row
+SEARCH = "TZIP_BASE_PATH"  # folders and files to look for bases in, as PATH has them
+_SAMPLE = 2048  # elements, at three places, that tell whether a difference is worth it
+_MOST = 16  # bases that are compared with a tensor
+_NONE = bytes(32)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a base comes from: the name of its file, that file's SHA-256 and the archive's id, zero where not known."""
+
+    file: str
+    sha256: bytes
+    archive: bytes
+
+    def fits(self, other: "Origin") -> bool:
+        """Whether both are the same file."""
+        if self.sha256 != _NONE and other.sha256 != _NONE:
+            return self.sha256 == other.sha256
+        return self.archive != _NONE and self.archive == other.archive
+
+
+class Base:
+    """A tensor of an earlier file."""
+
+    def __init__(self, file: "BaseFile", name: str, dtype: Dtype, shape: tuple[int, ...], nbytes: int) -> None:
+        self.file = file
+        self.name = name
+        self.dtype = dtype
+        self.shape = shape
+        self.nbytes = nbytes
+
+    def read_into(self, begin: int, out: U8) -> None:
+        """Fill `out` with the tensor's bytes from `begin` on; what lies behind its end is zero."""
+        n = max(0, min(out.size, self.nbytes - begin))
+        if n:
+            self.file.read_into(self, begin, out[:n])
+        out[n:] = 0
+
+
+class BaseFile:
+    """A safetensors file that bases are read from; `path` is that of the file or of the archive which holds it."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self.name = name
+        self.path = path
+        self.tensors: dict[str, Base] = {}
+
+    def origin(self) -> Origin:
+        """Return where its tensors come from; this may read the whole file."""
+        raise AssertionError
+
+    def prepare(self, base: Base) -> None:
+        """Find what the tensor itself leans on; raises BaseNotFoundError."""
+
+    def read_into(self, base: Base, begin: int, out: U8) -> None:
+        """Fill `out` with bytes of a tensor, all of which it has."""
+        raise AssertionError
+
+
+class _PlainFile(BaseFile):
+    def __init__(self, source: Source) -> None:
+        super().__init__(os.path.basename(source.name), source.name)
+        self.source = source
+        data_start, spans = safetensors_header.parse(source.read_at, source.size)
+        self.begins = {s.name: data_start + s.begin for s in spans}
+        for s in spans:
+            self.tensors[s.name] = Base(self, s.name, s.dtype, s.shape, s.end - s.begin)
+        self._origin: Origin | None = None
+        self._lock = threading.Lock()
+
+    def origin(self) -> Origin:
+        with self._lock:
+            if self._origin is None:
+                self._origin = Origin(self.name, _sha256(self.source), _NONE)
+            return self._origin
+
+    def read_into(self, base: Base, begin: int, out: U8) -> None:
+        if self.source.readinto_at(self.begins[base.name] + begin, memoryview(out)) != out.size:
+            raise BaseNotFoundError("the base became shorter while it was read").at(path=self.source.name, tensor=base.name)
+
+
+_hashed: dict[object, bytes] = {}  # by what tells a file from what it was: chains ask for the same files again and again
+
+
+def _sha256(source: Source) -> bytes:
+    status = os.stat(source.name)
+    key = (os.path.realpath(source.name), *_stamp(status))
+    if key not in _hashed:
+        sha = hashlib.sha256()
+        for at in range(0, source.size, 1 << 22):
+            sha.update(source.read_at(at, min(1 << 22, source.size - at)))
+        _hashed[key] = sha.digest()
+    return _hashed[key]
+
+
+def _stamp(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class _PackedFile(BaseFile):
+    def __init__(self, archive: Any, member: int) -> None:
+        index = archive.reader.index
+        super().__init__(index.member_names[member], archive.reader.source.name)
+        self.archive = archive
+        known = bool(int(index["m_flags"][member]) & SHA_KNOWN)
+        sha = index["m_sha"][member].tobytes() if known else _NONE
+        self._origin = Origin(self.name, sha, archive.reader.footer.archive_id)
+        first = int(index["m_tensors"][:member].sum())
+        self.rows = {}
+        for row in range(first, first + int(index["m_tensors"][member])):
+            dtype, name = index.dtype_of(row), index.tensor_names[row]
+            if dtype is not None:
+                self.rows[name] = row
+                self.tensors[name] = Base(self, name, dtype, archive.shapes[row], int(index.tensor_nbytes[row]))
+
+    def origin(self) -> Origin:
+        return self._origin
+
+    def prepare(self, base: Base) -> None:
+        self.archive.find_bases(self.archive.tensor_runs(self.rows[base.name]))
+
+    def read_into(self, base: Base, begin: int, out: U8) -> None:
+        self.archive.read_into([(self.rows[base.name], begin, out)], 1)
+
+
+OpenArchive = Callable[[Path, tuple[bytes, ...]], Any]  # an Archive, which this module is below of
+Tensors = Sequence[tuple[str, Dtype, tuple[int, ...]]]
+ReadTensor = Callable[[int, int, int], U8]  # n bytes from a byte on of a tensor, by its place in a list
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A file that was opened: what it holds, and what it was then."""
+
+    files: list[BaseFile]
+    close: Callable[[], None]
+    path: Path
+    stamp: tuple[int, ...]
+
+
+def paths_of(given: Any) -> list[Path]:
+    """Return the paths that a caller gave for bases; raises UsageError when there is nothing."""
+    paths = [Path(p) for p in ([given] if isinstance(given, str | os.PathLike) else given or ())]
+    for path in paths:
+        if not path.exists():
+            raise UsageError("there is no such base").at(path=str(path))
+    return paths
+
+
+class Bases:
+    """The files that may hold bases: those of `given` paths (files, folders, archives), and, to read, those found by search.
+
+    `open_archive(path, chain)` opens an archive that may lean on others; `chain` are the ids of those that lead to it.
+    """
+
+    def __init__(
+        self, given: Any, open_archive: OpenArchive, beside: Path | None = None, chain: tuple[bytes, ...] = ()
+    ) -> None:
+        if len(chain) >= MAX_DEPTH:
+            raise CorruptError(f"a chain of more than {MAX_DEPTH} archives that lean on each other")
+        self._open_archive = open_archive
+        self._chain = chain
+        self._opened: dict[str, _Opened] = {}
+        self._lock = threading.RLock()
+        self._found: dict[tuple[bytes, bytes, str], Base] = {}
+        self._by_origin: dict[tuple[bytes, bytes], BaseFile] = {}
+        self._beside = beside
+        self.given = paths_of(given)
+
+    # ---- packing
+
+    def files(self) -> list[BaseFile]:
+        """Return all files of the given paths."""
+        found = [file for path in _expand(self.given) for file in self._files_of(path, strict=path in self.given)]
+        if self.given and not any(file.tensors for file in found):
+            raise UsageError("the base holds no tensors").at(path=str(self.given[0]))
+        return found
+
+    def match(self, tensors: Tensors, read: ReadTensor, own: str = "") -> dict[int, Base]:
+        """Return the base of each tensor (by its place in the list) that has one which makes it smaller.
+
+        Bases have a tensor's name; or else its shape, and names that no tensor here has. Of several the one counts that is most
+        like it. Element types are the same; the first dimension may differ. `read(i, at, n)` returns bytes of tensor i. Nothing
+        of the file `own`, which the tensors are in, is a base.
+        """
+        here = os.path.realpath(own) if own else ""
+        by_name: dict[str, list[Base]] = {}
+        for file in self.files():
+            if os.path.realpath(file.path) != here:
+                for base in file.tensors.values():
+                    by_name.setdefault(base.name, []).append(base)
+        names = {name for name, _, _ in tensors}
+        spare: dict[tuple[object, ...], list[Base]] = {}
+        for name, bases in by_name.items():
+            if name not in names:
+                for base in bases:
+                    spare.setdefault((base.dtype.name, base.shape), []).append(base)
+        asked: dict[tuple[object, ...], int] = {}
+        found: dict[int, Base] = {}
+        for i, (name, dtype, shape) in enumerate(tensors):
+            candidates = by_name.get(name, [])[-_MOST:]
+            if not candidates:  # renamed ones mostly keep their order
+                others = spare.get((dtype.name, shape), [])
+                place = asked.get((dtype.name, shape), 0)
+                asked[dtype.name, shape] = place + 1
+                candidates = others[max(0, place - _MOST // 2) : place + _MOST // 2]
+            gains = [(self._gain(dtype, shape, base, i, read), -k, base) for k, base in enumerate(candidates)]
+            if gains:
+                gain, _, best = max(gains, key=lambda g: g[:2])
+                if gain > 0:
+                    found[i] = best
+        return found
+
+    @staticmethod
+    def _gain(dtype: Dtype, shape: tuple[int, ...], base: Base, i: int, read: ReadTensor) -> int:
+        if base.dtype is not dtype or dtype is OPAQUE or not base.nbytes or not _fits_shape(base.shape, shape):
+            return 0
+        return _gain(dtype, base, lambda at, n: read(i, at, n))
+
+    def check_unchanged(self) -> None:
+        """Raise ChangedError when a file is not what it was when it was opened."""
+        for opened in self._opened.values():
+            if opened.stamp and (not opened.path.exists() or _stamp(opened.path.stat()) != opened.stamp):
+                raise ChangedError("the base changed while it was read").at(path=str(opened.path))
+
+    # ---- reading
+
+    def find(self, wanted: Origin, tensor: str) -> Base:
+        """Return the tensor of the file that `wanted` says; raises BaseNotFoundError."""
+        key = (wanted.sha256, wanted.archive, tensor)
+        with self._lock:
+            if key not in self._found:
+                file = self._by_origin.get(key[:2])
+                self._found[key] = file.tensors[tensor] if file and tensor in file.tensors else self._search(wanted, tensor)
+                self._by_origin[key[:2]] = self._found[key].file
+            return self._found[key]
+
+    def _search(self, wanted: Origin, tensor: str) -> Base:
+        looked: list[str] = []
+        hole: BaseNotFoundError | None = None
+        for path in self._candidates(wanted):
+            fits = False
+            for file in self._files_of(path, strict=False):
+                if tensor not in file.tensors:
+                    continue
+                if not file.origin().fits(wanted):
+                    looked.append(str(path))
+                    continue
+                fits = True
+                try:
+                    file.prepare(file.tensors[tensor])
+                except BaseNotFoundError as e:  # there may be a copy that stands by itself
+                    hole = hole or e
+                else:
+                    return file.tensors[tensor]
+            if not fits:
+                self._let_go(path)
+        if hole is not None:
+            raise hole
+        names = [f"SHA-256 {wanted.sha256.hex()}"] if wanted.sha256 != _NONE else []
+        names += [f"archive id {wanted.archive.hex()}"] if wanted.archive != _NONE else []
+        seen = f"; looked at, and another one: {', '.join(sorted(set(looked)))}" if looked else ""
+        raise BaseNotFoundError(
+            f"the base {wanted.file!r} ({', '.join(names)}) is not here; say where it is with --base (base=) or {SEARCH}{seen}"
+        ).at(tensor=tensor)
+
+    def _candidates(self, wanted: Origin) -> Iterator[Path]:
+        yield from _expand(self.given)
+        folders = [] if self._beside is None else [self._beside]
+        folders += [Path(p) for p in os.environ.get(SEARCH, "").split(os.pathsep) if p]
+        hint = os.path.basename(wanted.file)
+        for folder in folders:  # the likely names first: others may have to be read whole
+            if folder.is_dir() and hint:
+                yield from (p for p in (folder / hint, folder / (hint + ".tzip")) if p.is_file())
+        for folder in folders:  # not what lies below: that may be everything there is
+            yield from _tensor_files(folder.iterdir()) if folder.is_dir() else _expand([folder])
+
+    def _files_of(self, path: Path, *, strict: bool) -> list[BaseFile]:
+        with self._lock:
+            key = os.path.realpath(path)
+            if key not in self._opened:
+                try:
+                    self._opened[key] = self._open(path)
+                except (TzipError, OSError, safetensors_header.HeaderError) as e:
+                    if strict and isinstance(e, safetensors_header.HeaderError):
+                        raise UsageError(f"the base is no safetensors file, no archive: {e}").at(path=str(path)) from None
+                    # Too many open files is no reason to say that there is no such file.
+                    if strict or (isinstance(e, OSError) and e.errno in (errno.EMFILE, errno.ENFILE)):
+                        raise
+                    self._opened[key] = _Opened([], lambda: None, path, ())
+            return self._opened[key].files
+
+    def _let_go(self, path: Path) -> None:
+        """Close a file that was opened to see whether it is the one."""
+        with self._lock:
+            opened = self._opened.pop(os.path.realpath(path), None)
+            if opened is not None and any(file in opened.files for file in self._by_origin.values()):
+                self._opened[os.path.realpath(path)] = opened
+            elif opened is not None:
+                opened.close()
+
+    def _open(self, path: Path) -> _Opened:
+        stamp = _stamp(path.stat())
+        source = open_source(path)
+        try:
+            if not is_packed(source.read_at, source.size):
+                return _Opened([_PlainFile(source)], source.close, path, stamp)
+        except BaseException:
+            source.close()
+            raise
+        source.close()
+        archive = self._open_archive(path, self._chain)
+        if archive.reader.footer.archive_id in self._chain:  # itself, or one that leans on this one
+            archive.close()
+            return _Opened([], lambda: None, path, ())
+        index = archive.reader.index
+        members = [i for i, kind in enumerate(index["m_kind"].tolist()) if kind == FILE and int(index["m_tensors"][i])]
+        return _Opened([_PackedFile(archive, member) for member in members], archive.close, path, stamp)
+
+    def close(self) -> None:
+        """Close the files."""
+        with self._lock:
+            for opened in self._opened.values():
+                opened.close()
+            self._opened.clear()
+            self._found.clear()
+            self._by_origin.clear()
+
+
+def _expand(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from _tensor_files(path.rglob("*"))
+        elif path.exists():
+            yield path
+
+
+def _tensor_files(paths: Iterable[Path]) -> list[Path]:
+    return sorted(p for p in paths if p.name.endswith((".safetensors", ".tzip")) and p.is_file())
+
+
+def _fits_shape(base: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Say whether rows can be matched one by one: all dimensions but the first are the same."""
+    return base == shape or (len(base) == len(shape) > 0 and base[1:] == shape[1:])
+
+
+def _gain(dtype: Dtype, base: Base, read: Callable[[int, int], U8]) -> int:
+    """Return how many bits a sample of the tensor gains by the difference, about, against the tensor alone."""
+    width = dtype.width
+    each = _SAMPLE * width
+    gain = 0.0
+    for third in range(3):  # not the first rows alone: they may be padding
+        at = max(0, base.nbytes - each) * third // 2 // width * width
+        if third and at < third * each:
+            break
+        raw = read(at, min(each, base.nbytes - at))
+        n = raw.size // width * width
+        earlier = np.empty(n, np.uint8)
+        base.read_into(at, earlier)
+        a, b = (x[:n].view(f"<u{width}") for x in (raw, earlier))
+        apart = np.minimum(a - b, b - a)
+        moved = float(np.log2(apart.astype(np.float64) + 1).sum()) + a.size
+        alone = {"bf16": 10.5, "f16": 13.5, "f32": 26.5, "f64": 53.0}.get(dtype.coding, 7.0 * width)
+        gain += min(alone, 8 * width) * a.size - moved
+    return int(gain)
+
+
+def base_bytes(bases: Iterable[tuple[int, int, Base]], begin: int, n: int) -> U8:
+    """Return n bytes from `begin` on of what a run is a difference from, zeros where it is from nothing.
+
+    `bases`: (first byte in the run, length, base), ascending.
+    """
+    out = recycle(n)
+    at = begin
+    for start, length, base in bases:
+        low, high = max(begin, start), min(begin + n, start + length)
+        if low < high:
+            out[at - begin : low - begin] = 0
+            base.read_into(low - start, out[low - begin : high - begin])
+            at = high
+    out[at - begin :] = 0
+    return out
