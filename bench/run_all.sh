@@ -3,7 +3,7 @@
 # DATA keeps the model between runs; SCRATCH needs 20 GB and is left empty. $PYTHON has tzip, the extra [bench], torch and the rivals:
 #   pip install '.[bench]' torch zipnn==0.5.4 openzl==0.3.0 z4ai==0.2.0
 # $MB: size of the synthetic input of bench.py (1000 needs 20 GB of memory: each tool has a process). $RAM: a folder in a
-# memory file system with 3 GB. More files to compare on: $FILES, absolute, separated by spaces. Other things that run
+# memory file system with 3 GB. $RUN: checkpoints of one training run, the newest first, for deltas.py. More files to compare on: $FILES, absolute, separated by spaces. Other things that run
 # meanwhile spoil the figures. All of it takes about 20 minutes.
 set -eu
 mkdir -p "$1" "$2"
@@ -27,5 +27,7 @@ bf16=$data/minilm_bf16.safetensors fp32=$data/minilm_fp32.safetensors
 "$python" bench/structured.py "$data" --csv docs/structured.csv --doc $doc
 "$python" bench/segments.py "$bf16" --csv docs/segments.csv --doc $doc
 "$python" bench/listing.py "$scratch" --csv docs/listing.csv --doc $doc
+# shellcheck disable=SC2086
+[ -z "${RUN:-}" ] || "$python" bench/deltas.py $RUN --csv docs/deltas.csv --doc $doc
 "$python" bench/loading.py "$scratch" --csv docs/loading.csv --doc $doc
 "$python" bench/memory.py "$scratch" --csv docs/memory.csv --doc $doc

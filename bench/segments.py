@@ -30,8 +30,9 @@ def work(path: str, repeat: int) -> None:
     common.pin(1)
     import numpy as np
 
-    from tzip.chunks import SLACK, decode_chunk, encode_chunk
+    from tzip.chunks import SLACK, decode_chunk
     from tzip.coders.registry import HUFFMAN, RANS
+    from tzip.encoding import encode_chunk
     from tzip.formats.layout import CHUNK_ELEMENTS
     from tzip.plan import LEVELS
 

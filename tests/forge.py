@@ -37,15 +37,22 @@ COLUMNS = (
     ("t", "t_extent", "<u4"),
     ("t", "t_offset", "<u8"),
     ("r", "r_width", "u1"),
-    ("r", "r_inputs", "u1"),
+    ("r", "r_inputs", "<u4"),
     ("r", "r_elements", "<u8"),
+    ("i", "i_kind", "u1"),
+    ("i", "i_offset", "<u8"),
+    ("i", "i_length", "<u8"),
+    ("i", "i_archive", "V32"),
+    ("i", "i_file", "V32"),
+    ("i", "i_member", "<u4"),
+    ("i", "i_name", "<u4"),
     ("c", "c_offset", "<u8"),
     ("c", "c_length", "<u4"),
     ("c", "c_check", "<u8"),
     ("c", "c_codecs", "<u4"),
     ("d", "dims", "<u8"),
 )
-TABLES = "mxtrcd"
+TABLES = "mxtricd"
 
 
 def check8(data: bytes) -> bytes:
@@ -102,18 +109,18 @@ class Cat:
             import zstandard
 
             body = zstandard.ZstdDecompressor().decompress(body, max_output_size=raw_length)
-        counts = struct.unpack_from("<10I", body)
-        size = dict(zip(TABLES, counts[:6], strict=True))
-        self.first_member, self.first_run = counts[8:]
+        counts = struct.unpack_from("<12I", body)
+        size = dict(zip(TABLES, counts[:7], strict=True))
+        heap, inline, self.first_member, self.first_run, _ = counts[7:]
         self.columns: dict[str, np.ndarray] = {}
-        at = 40
+        at = 48
         for table, name, form in COLUMNS:
             dtype = np.dtype(form)
             self.columns[name] = np.frombuffer(body, dtype, size[table], at).copy()
             at = align(at + size[table] * dtype.itemsize, 8)
-        self.heap = body[at : at + counts[6]]
-        at = align(at + counts[6], 8)
-        self.inline = body[at : at + counts[7]]
+        self.heap = body[at : at + heap]
+        at = align(at + heap, 8)
+        self.inline = body[at : at + inline]
         self.counts: dict[int, int] = {}
         self.tail = b""
 
@@ -126,7 +133,7 @@ class Cat:
 
     @property
     def names(self) -> list[bytes]:
-        sizes = [*self["m_name"].tolist(), *self["t_name"].tolist()]
+        sizes = [n for column in ("m_name", "t_name", "i_member", "i_name") for n in self[column].tolist()]
         out, at = [], 0
         for n in sizes:
             out.append(self.heap[at : at + n])
@@ -135,17 +142,20 @@ class Cat:
 
     @names.setter
     def names(self, values: list[bytes]) -> None:
-        members = self["m_name"].size
-        self.columns["m_name"] = np.array([len(v) for v in values[:members]], "<u4")
-        self.columns["t_name"] = np.array([len(v) for v in values[members:]], "<u4")
+        at = 0
+        for column in ("m_name", "t_name", "i_member", "i_name"):
+            n = self[column].size
+            self.columns[column] = np.array([len(v) for v in values[at : at + n]], "<u4")
+            at += n
+        assert at == len(values)
         self.heap = b"".join(values)
 
     def body(self) -> bytes:
         size = {t: self.columns[n].size for t, n, _ in COLUMNS}
-        counts = [size[t] for t in TABLES] + [len(self.heap), len(self.inline), self.first_member, self.first_run]
+        counts = [size[t] for t in TABLES] + [len(self.heap), len(self.inline), self.first_member, self.first_run, 0]
         for i, value in self.counts.items():
             counts[i] = value
-        out = struct.pack("<10I", *counts)
+        out = struct.pack("<12I", *counts)
         for _, name, _ in COLUMNS:
             raw = self.columns[name].tobytes()
             out += raw + bytes(-len(raw) % 8)
@@ -224,6 +234,18 @@ class Forged:
         cats[member].set(column, i, value)
         before = sum(c[column].size for c in cats[:member])
         self.index.set(column, before + i, value)
+
+    def add_input(self, member: int, run: int, **fields: int | bytes) -> None:
+        """Give a run of a member, whose archive has no inputs, one in record and index; fields not named are 0."""
+        before = sum(c["r_width"].size for c in self.members()[:member])
+        for cat, at in ((self.members()[member], run), (self.index, before + run)):
+            cat.set("r_inputs", at, 1)
+            for table, name, form in COLUMNS:
+                if table == "i":
+                    assert not cat[name].size
+                    value = fields.get(name, 0)
+                    raw = value if isinstance(value, bytes) else value.to_bytes(np.dtype(form).itemsize, "little")
+                    cat.columns[name] = np.frombuffer(raw, form).copy()
 
     def rename(self, member: int, name: bytes) -> None:
         cat = self.members()[member]

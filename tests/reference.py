@@ -6,8 +6,9 @@ import hashlib
 import struct
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import copysign, gcd, inf, isfinite, prod
 from pathlib import Path
 
@@ -24,9 +25,10 @@ FOOTER_LENGTH = 80
 HEADER_MAGIC = bytes.fromhex("89545A49500D0A1A")
 FOOTER_MAGIC = HEADER_MAGIC[::-1]
 RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
-PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS = range(1, 7)
+PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA = range(1, 8)
 FILE, FOLDER, LINK, BARE = range(4)
 INLINE, FROM_RUN = range(2)
+SAME_PLACE = 0
 FLAG_SHA, FLAG_CLOSED = 1, 2
 DTYPE_BITS = {
     **dict.fromkeys((0, 1, 2, 3, 7, 8, 9, 10, 12), 8),
@@ -55,6 +57,14 @@ class Truncated(FormatError):
 
 class Corrupt(FormatError):
     """Any other broken rule (section 1)."""
+
+
+class NoBase(FormatError):
+    """The archive is sound, but a base that it leans on is not at hand (section 2.8)."""
+
+
+# The bases at hand: (SHA-256 of a file or id of an archive, name of a tensor) to the tensor's bytes (section 2.8).
+Bases = Mapping[tuple[bytes, str], bytes]
 
 
 def require(holds: bool, rule: str) -> None:
@@ -203,6 +213,8 @@ def _read_table(cursor: _Cursor, codec: int) -> Table:
     lo, hi = cursor.take(2)
     if codec == RANS and lo > hi:
         return _read_sparse_table(cursor, hi, lo)
+    if codec == RANS and lo == hi and hi >= 1:
+        return _read_short_table(cursor, hi)
     require(lo < hi, "a table has lo < hi")
     bits, limit = (4, 11) if codec == HUFFMAN else (12, 4095)
     values = _read_entries(cursor, 2, hi - lo + 1, bits, limit)
@@ -226,6 +238,48 @@ def _read_sparse_table(cursor: _Cursor, lo: int, hi: int) -> Table:
     require(0 not in values, "an entry of a sparse table is 0")
     require(sum(values) == 4096, "the frequencies do not add up to 4096")
     return Table(RANS, dict(zip(places, values, strict=True)))
+
+
+class _Bits:
+    """The bits of whole bytes of a payload, the lowest of each first (section 7.6)."""
+
+    def __init__(self, cursor: _Cursor) -> None:
+        self._cursor, self._byte, self._left, self.bytes = cursor, 0, 0, 0
+
+    def next(self) -> int:
+        if self._left == 0:
+            self._byte, self._left = self._cursor.take(1)[0], 8
+            self.bytes += 1
+        bit = self._byte & 1
+        self._byte >>= 1
+        self._left -= 1
+        return bit
+
+    def end(self) -> None:
+        require(self._byte == 0, "the unused bits of a short table are not zero")
+
+
+def _read_short_table(cursor: _Cursor, hi: int) -> Table:
+    """A rANS table of Elias gamma codes (section 7.6)."""
+    bits = _Bits(cursor)
+    frequencies: list[int] = []
+    while len(frequencies) <= hi:
+        g = 0
+        while bits.next() == 0:
+            g += 1
+            require(g <= 12, "a code of a short table is too long")
+        v = 1
+        for _ in range(g):
+            v = v << 1 | bits.next()
+        require(v - 1 <= 4095, "an entry of a table is too large")
+        frequencies.append(v - 1)
+    bits.end()
+    require_zero(cursor.take((2 + bits.bytes) % 2), "padding of a table")
+    entries = {c: frequency for c, frequency in enumerate(frequencies) if frequency}
+    require(hi in entries, "the last byte of a short table has no entry")
+    require(len(entries) >= 2, "a short table has one entry")
+    require(sum(entries.values()) == 4096, "the frequencies do not add up to 4096")
+    return Table(RANS, entries)
 
 
 def _segments(n: int, segments: int) -> list[int]:
@@ -530,6 +584,7 @@ class Transform:
     b: int
     c: int
     v: int
+    classes: tuple[int, ...] = ()  # the class sizes of section 6.4
 
 
 # The parameters and strings that each transform names (section 6.3).
@@ -540,17 +595,25 @@ _NAMED = {
     DIFFERENCE: ("b", "v"),
     OFFSET: ("v",),
     ROWS: ("a", "b", "c", "size_a"),
+    DELTA: ("a", "b", "c", "size_a"),
 }
+CLASSES = 8
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
 # Bytes of a value by the low four bits of a grid's `a`, and by the high four bits.
 _GRID_WIDTHS = {0: 2, 1: 2, 2: 4}
 _SCALE_WIDTHS = {0: 4, 1: 2, 2: 2}
 
 
+def blocks_start(transform: int) -> int:
+    """Where the block entries of the planes start (section 5)."""
+    return 48 + (64 if transform else 0) + (4 * CLASSES if transform == DELTA else 0)
+
+
 def read_transform(record: bytes, head: ChunkHead) -> tuple[Transform, list[Block]]:
     """The transform header and the block entries of A and B, proven as far as they alone allow (section 6.3)."""
-    require(len(record) >= 112, "the transform header exceeds the record")
-    header = Transform(*struct.unpack_from("<IBBHIIIIQ", record, 48))
+    require(len(record) >= blocks_start(head.transform), "the transform header exceeds the record")
+    classes = struct.unpack_from(f"<{CLASSES}I", record, 112) if head.transform == DELTA else ()
+    header = Transform(*struct.unpack_from("<IBBHIIIIQ", record, 48), classes)
     _check_transform(head, header)
     blocks: list[Block] = []
     for at, size in ((80, header.size_a), (96, header.size_b)):
@@ -593,6 +656,8 @@ def _check_transform(head: ChunkHead, header: Transform) -> None:
         require(1 <= header.b <= CHUNK, "distance of a difference")
     elif kind == OFFSET:
         require(header.m == n and header.inner_width < width, "inner elements of an offset")
+    elif kind == DELTA:
+        _check_delta(head, header)
     else:
         require((header.m, header.inner_width) == (n, width), "inner elements of rows")
         require(1 <= header.b <= CHUNK and 1 <= header.c <= header.b, "lengths of rows")
@@ -600,6 +665,65 @@ def _check_transform(head: ChunkHead, header: Transform) -> None:
         require(1 <= header.a <= 32, "number of groups")
         size = align(ceil_div(n, header.a), 4096)
         require(size <= GROUP and (header.a - 1) * size < n, "number of groups")
+
+
+def _check_delta(head: ChunkHead, header: Transform) -> None:
+    """Section 6.4, as far as the header alone allows."""
+    n = head.elements
+    require(header.inner_width == head.width, "inner elements of a delta")
+    require(head.split == 1, "split of a delta")
+    require(header.a <= 1, "how the elements of a delta become integers")
+    shift, bits = header.c % 256, header.c // 256
+    require(1 <= bits <= 11 and shift + bits <= 8 * head.width, "bits that the class of an element depends on")
+    require(header.b < 2**bits, "the first class of a delta")
+    require(sum(header.classes) == header.m, "the class sizes do not add up")
+    if header.size_a:
+        require(header.size_a == ceil_div(n, 8), "bytes of a mask")
+        require(1 <= header.m < n, "inner elements of a delta with a mask")
+    else:
+        require(header.m in (0, n), "inner elements of a delta without a mask")
+
+
+def class_of(b: int, header: Transform) -> int:
+    """The class of an element, given that of the base (section 6.4)."""
+    shift, bits = header.c % 256, header.c // 256
+    return min(max((b >> shift & 2**bits - 1) - header.b, 0), CLASSES - 1)
+
+
+def _delta_order(header: Transform, a: bytes, base: Sequence[int]) -> list[int]:
+    """The places of the changed elements in the order of the inner ones (section 6.4)."""
+    changed = range(len(base)) if header.m else range(0)
+    if header.size_a:
+        changed = [i for i in changed if a[i // 8] >> i % 8 & 1]
+    places: list[list[int]] = [[] for _ in range(CLASSES)]
+    for i in changed:
+        places[class_of(base[i], header)].append(i)
+    require(tuple(len(own) for own in places) == header.classes, "class sizes: another base, or a corrupt chunk")
+    return [i for own in places for i in own]
+
+
+def _ordered(x: int, word: int) -> int:
+    """`ord` of section 6.4 for a = 0, `word` bits."""
+    return x ^ (2**word - 1 if x >> word - 1 else 2 ** (word - 1))
+
+
+def _unordered(y: int, word: int) -> int:
+    """The x that `_ordered` takes to y."""
+    return y ^ (2 ** (word - 1) if y >> word - 1 else 2**word - 1)
+
+
+def _restore_delta(header: Transform, width: int, a: bytes, inner: Sequence[int], base: bytes) -> list[int]:
+    """The elements of a delta (section 6.4)."""
+    word = 8 * width
+    old = struct.unpack(f"<{len(base) // width}{_INTEGERS[width]}", base)
+    elements = list(old)
+    for i, z in zip(_delta_order(header, a, old), inner, strict=True):
+        d = z // 2 if z % 2 == 0 else -(z + 1) // 2
+        if header.a == 1:
+            elements[i] = (old[i] + d) % 2**word
+        else:
+            elements[i] = _unordered((_ordered(old[i], word) + d) % 2**word, word)
+    return elements
 
 
 def _check_strings(head: ChunkHead, header: Transform, a: bytes, b: bytes) -> None:
@@ -611,13 +735,13 @@ def _check_strings(head: ChunkHead, header: Transform, a: bytes, b: bytes) -> No
         for i, _ in _grid_exceptions(b, head.width):
             require(last < i < n, "positions of a grid's exceptions")
             last = i
-    elif head.transform == SPARSE:
+    elif head.transform == SPARSE or (head.transform == DELTA and header.size_a):
         mask = int.from_bytes(a, "little")
         require(mask >> n == 0, "the unused bits of a mask are not zero")
         require(mask.bit_count() == header.m, "number of a mask's set bits")
 
 
-def _restore(head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: bytes) -> bytes:
+def _restore(head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: bytes, base: bytes) -> bytes:
     """The chunk's elements from its inner elements and the proven strings A and B (section 6.3)."""
     n, width = head.elements, head.width
     if head.transform == PALETTE:
@@ -642,6 +766,8 @@ def _restore(head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: byte
         for i, difference in enumerate(integers):
             before = elements[i - header.b] if i >= header.b else header.v
             elements.append((before + difference) % end)
+    elif head.transform == DELTA:
+        elements = _restore_delta(header, width, a, integers, base)
     else:
         elements = [(header.v + integer) % end for integer in integers]
     return struct.pack(f"<{n}{_INTEGERS[width]}", *elements)
@@ -723,13 +849,17 @@ def _payloads(record: bytes, end: int, blocks: Sequence[Block]) -> list[bytes]:
     return payloads
 
 
-def decode_chunk(record: bytes) -> bytes:
-    """The decoded element bytes of a chunk record, every rule of sections 5 to 8 enforced."""
+def decode_chunk(record: bytes, base: Callable[[], bytes] = bytes) -> bytes:
+    """The decoded element bytes of a chunk record, every rule of sections 5 to 8 enforced.
+
+    `base` is asked for the base bytes of the chunk (section 2.8) when the chunk is a delta, and only then.
+    """
     head = read_chunk_head(record)
-    if head.inputs:
-        raise Unsupported("a chunk that is a difference from other tensors")
+    if head.inputs > 1:
+        raise Unsupported(f"inputs {head.inputs}")
     if head.transform not in (0, *_NAMED):
         raise Unsupported(f"transform {head.transform}")
+    require(head.inputs == (head.transform == DELTA), "inputs of a chunk")
     if head.split not in SPLITS:
         raise Unsupported(f"split {head.split}")
     header: Transform | None = None
@@ -737,11 +867,14 @@ def decode_chunk(record: bytes) -> bytes:
     elements, width, at = head.elements, head.width, 48
     if head.transform:
         header, strings = read_transform(record, head)
-        elements, width, at = header.m, header.inner_width, 112
+        elements, width, at = header.m, header.inner_width, blocks_start(head.transform)
     split = SPLITS[head.split]
     require(width in split.widths, "the split does not have this width")
     planes = 1 if head.split == 0 else width
-    sizes = group_sizes(elements, header.a if header and head.transform == ROWS else None)
+    if header and head.transform == DELTA:
+        sizes = [n for size in header.classes for n in group_sizes(size)]
+    else:
+        sizes = group_sizes(elements, header.a if header and head.transform == ROWS else None)
     groups = len(sizes)
     opaque = head.split == 0 and width > 1
 
@@ -758,13 +891,17 @@ def decode_chunk(record: bytes) -> bytes:
         a = _decode_string(strings[0], payloads[0], header.size_a)
         b = _decode_string(strings[1], payloads[1], header.size_b)
         _check_strings(head, header, a, b)
+    base_bytes = b""
+    if head.transform == DELTA:
+        base_bytes = base()
+        require(len(base_bytes) == head.elements * head.width, "length of the base bytes")
     payloads = payloads[len(strings) :]
     if opaque:
         decoded = _decode_opaque(blocks, payloads, [n * width for n in sizes])
     else:
         decoded = _decode_planes(blocks, payloads, sizes, split, planes)
     if header:
-        decoded = _restore(head, header, a, b, decoded)
+        decoded = _restore(head, header, a, b, decoded, base_bytes)
     require(sum64(decoded) == head.decoded_sum, "sum of the decoded bytes")
     return decoded
 
@@ -880,12 +1017,41 @@ class Tensor:
 
 
 @dataclass(frozen=True)
+class Input:
+    """What a part of a run is a difference from (sections 2.3 and 2.8)."""
+
+    kind: int
+    offset: int
+    length: int
+    archive: bytes
+    file: bytes
+    member: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Run:
     """A sequence of elements (sections 2 and 2.3)."""
 
     width: int
-    inputs: int
+    inputs: tuple[Input, ...]
     elements: int
+
+    @property
+    def unsupported(self) -> str | None:
+        """Why this text cannot read its tensors, or None (section 2.3)."""
+        kinds = [own.kind for own in self.inputs if own.kind != SAME_PLACE]
+        return f"input of kind {kinds[0]}" if kinds else None
+
+    def base_bytes(self, chunk: int, bases: Bases) -> bytes:
+        """The base bytes of one of the run's chunks (section 2.8)."""
+        start = chunk * CHUNK * self.width
+        out = bytearray(self.elements_of(chunk) * self.width)
+        for own in self.inputs:
+            first, end = max(start, own.offset), min(start + len(out), own.offset + own.length)
+            if first < end:
+                out[first - start : end - start] = _base(own, bases)[first - own.offset : end - own.offset]
+        return bytes(out)
 
     @property
     def chunks(self) -> int:
@@ -895,6 +1061,16 @@ class Run:
     def elements_of(self, chunk: int) -> int:
         """The elements of one of the run's chunks (section 2)."""
         return min(CHUNK, self.elements - chunk * CHUNK)
+
+
+def _base(own: Input, bases: Bases) -> bytes:
+    """The bytes of the base of an input (section 2.8)."""
+    for identity in (own.file, own.archive):
+        if any(identity) and (identity, own.name) in bases:
+            base = bases[identity, own.name]
+            require(len(base) >= own.length, "a base is shorter than its input")
+            return base
+    raise NoBase(f"the tensor {own.name!r} of {own.member!r}")
 
 
 @dataclass(frozen=True)
@@ -961,10 +1137,17 @@ _COLUMNS = (
     ("members", ("I", "B", "B", "H", "q", "Q", "32s", "Q", "I", "I", "I")),
     ("extents", ("B", "I", "Q", "Q")),
     ("tensors", ("I", "B", "B", "B", "I", "Q")),
-    ("runs", ("B", "B", "Q")),
+    ("runs", ("B", "I", "Q")),
+    ("inputs", ("B", "Q", "Q", "32s", "32s", "I", "I")),
     ("chunks", ("Q", "I", "Q", "I")),
     ("dims", ("Q",)),
 )
+
+
+_COUNTS = (
+    "members", "extents", "tensors", "runs", "inputs", "chunks", "dims", "heap", "inline", "first_member", "first_run",
+    "reserved",
+)  # fmt: skip
 
 
 def read_body(record: bytes) -> bytes:
@@ -987,17 +1170,17 @@ def _text(data: bytes, what: str) -> str:
 
 def read_catalogue(body: bytes, is_index: bool) -> Catalogue:
     """Take a catalogue body apart and prove each table by itself (section 2.3)."""
-    require(len(body) >= 40, "a catalogue body has ten counts")
-    names = ("members", "extents", "tensors", "runs", "chunks", "dims", "heap", "inline", "first_member", "first_run")
-    counts = dict(zip(names, struct.unpack_from("<10I", body), strict=True))
+    require(len(body) >= 48, "a catalogue body has twelve counts")
+    counts = dict(zip(_COUNTS, struct.unpack_from("<12I", body), strict=True))
+    require(counts["reserved"] == 0, "reserved count of a catalogue body")
     if is_index:
         require(counts["inline"] == counts["first_member"] == counts["first_run"] == 0, "counts of the index")
     else:
         require(counts["members"] == 1 and counts["chunks"] == 0, "counts of a member record")
 
-    position = 40
+    position = 48
     tables: dict[str, list[tuple[int, ...]]] = {}
-    shas: list[bytes] = []
+    shas: dict[str, list[bytes]] = {"members": [], "inputs": []}
 
     def region(length: int) -> bytes:
         nonlocal position
@@ -1012,7 +1195,7 @@ def read_catalogue(body: bytes, is_index: bool) -> Catalogue:
         for code in types:
             data = region(counts[table] * struct.calcsize("<" + code))
             if code == "32s":
-                shas = [data[i : i + 32] for i in range(0, len(data), 32)]
+                shas[table] += [data[i : i + 32] for i in range(0, len(data), 32)]
             else:
                 columns.append(struct.unpack(f"<{counts[table]}{code}", data))
         tables[table] = list(zip(*columns, strict=True))
@@ -1024,33 +1207,53 @@ def read_catalogue(body: bytes, is_index: bool) -> Catalogue:
     totals = [sum(row[i] for row in tables["members"]) for i in (7, 8, 9)]
     require(totals == [counts["extents"], counts["tensors"], counts["runs"]], "the members' counts do not add up")
     require(sum(row[3] for row in tables["tensors"]) == counts["dims"], "the dimensions do not add up")
-    name_lengths = [row[0] for row in tables["members"]] + [row[0] for row in tables["tensors"]]
-    require(sum(name_lengths) == counts["heap"], "the names do not add up to the heap")
+    require(sum(row[1] for row in tables["runs"]) == counts["inputs"], "the runs' inputs do not add up")
+    lengths = [row[i] for table, i in (("members", 0), ("tensors", 0), ("inputs", 3), ("inputs", 4)) for row in tables[table]]
+    require(sum(lengths) == counts["heap"], "the names do not add up to the heap")
     texts, at = [], 0
-    for length in name_lengths:
+    for length in lengths:
         texts.append(_text(heap[at : at + length], "a name"))
         at += length
+    in_order = iter(texts)
+    member_names = [next(in_order) for _ in tables["members"]]
+    tensor_names = [next(in_order) for _ in tables["tensors"]]
+    input_files = [next(in_order) for _ in tables["inputs"]]
+    input_names = [next(in_order) for _ in tables["inputs"]]
+
+    inputs = []
+    for i, ((kind, offset, length, _, _), file, name) in enumerate(
+        zip(tables["inputs"], input_files, input_names, strict=True)
+    ):
+        archive, sha = shas["inputs"][i], shas["inputs"][len(input_files) + i]
+        require(any(archive) or any(sha), "an input of neither archive nor file")
+        inputs.append(Input(kind, offset, length, archive, sha, file, name))
 
     extents = [Extent(*row) for row in tables["extents"]]
-    runs = [Run(*row) for row in tables["runs"]]
     chunks = [Chunk(*row) for row in tables["chunks"]]
     dims = [row[0] for row in tables["dims"]]
     tensors, at = [], 0
-    for name, (_, dtype, layout, ndim, extent, offset) in zip(
-        texts[counts["members"] :], tables["tensors"], strict=True
-    ):
+    for name, (_, dtype, layout, ndim, extent, offset) in zip(tensor_names, tables["tensors"], strict=True):
         tensors.append(Tensor(name, dtype, layout, tuple(dims[at : at + ndim]), extent, offset))
         at += ndim
-    for run in runs:
+    runs, at = [], 0
+    for width, n_inputs, elements in tables["runs"]:
+        run = Run(width, tuple(inputs[at : at + n_inputs]), elements)
+        at += n_inputs
         require(run.width in (1, 2, 4, 8), "width of a run")
-        require(run.inputs <= 4, "inputs of a run")
         require(1 <= run.elements < 2**63, "elements of a run")
+        end = 0
+        for own in run.inputs:
+            require(own.length >= 1, "length of an input")
+            require(own.offset >= end, "the inputs of a run do not ascend, or overlap")
+            end = own.offset + own.length
+        require(end <= run.elements * run.width, "an input exceeds its run")
+        runs.append(run)
     if is_index:
         require(sum(run.chunks for run in runs) == len(chunks), "number of chunks")
 
     members = []
     x = t = r = 0
-    for row, sha, name in zip(tables["members"], shas, texts[: counts["members"]], strict=True):
+    for row, sha, name in zip(tables["members"], shas["members"], member_names, strict=True):
         name_length, kind, flags, mode, mtime, size, record, n_extents, n_tensors, n_runs = row
         require(1 <= name_length <= 4096, "length of a member's name")
         member = Member(
@@ -1211,7 +1414,8 @@ def check_chunk_head(head: ChunkHead, run: Run, ordinal: int, chunk: int) -> Non
 class Archive:
     """An archive read through its footer and index, every rule of section 2 proven; chunks are proven when read."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, bases: Bases | None = None) -> None:
+        self._bases = bases or {}
         if data[-8:] != FOOTER_MAGIC:
             read_header(data[:HEADER_LENGTH])
             raise Truncated("the footer is missing")
@@ -1289,15 +1493,14 @@ class Archive:
 
     def chunk_bytes(self, run: int, chunk: int) -> bytes:
         """The decoded bytes of a chunk (section 8)."""
-        if self.runs[run].inputs:
-            raise Unsupported("a run that is a difference from other tensors")
+        if self.runs[run].unsupported:
+            raise Unsupported(self.runs[run].unsupported)
         row = self.chunks[self._first_chunk[run] + chunk]
         record = bare(self._data[row.offset : row.offset + row.length], row.offset)
         head = read_chunk_head(record)
         require(head.check == row.check, "the chunk's check in the index")
         check_chunk_head(head, self.runs[run], run, chunk)
-        decoded = decode_chunk(record)
-        return decoded
+        return decode_chunk(record, lambda: self.runs[run].base_bytes(chunk, self._bases))
 
     def _extent_bytes(self, i: int, extent: Extent, start: int, length: int) -> bytes:
         start += extent.offset
@@ -1363,7 +1566,7 @@ class _Pipe:
         return kind, record
 
 
-def sequential(data: bytes) -> list[tuple[str, bytes]]:
+def sequential(data: bytes, bases: Bases | None = None) -> list[tuple[str, bytes]]:
     """All members front to back as a pipe reader meets them, without index and footer (sections 2 and 2.3)."""
     read_header(data[:HEADER_LENGTH])
     pipe = _Pipe(data)
@@ -1392,14 +1595,14 @@ def sequential(data: bytes) -> list[tuple[str, bytes]]:
         require(len(catalogue.inline) == inline, "length of the inline heap")
 
         for i, run in enumerate(member.runs, member.first_run):
-            if run.inputs:
-                raise Unsupported("a run that is a difference from other tensors")
+            if run.unsupported:
+                raise Unsupported(run.unsupported)
             parts = []
             for chunk in range(run.chunks):
                 kind, record = pipe.next()
                 require(kind == b"chnk", "a chunk record is missing")
                 check_chunk_head(read_chunk_head(record), run, i, chunk)
-                parts.append(decode_chunk(record))
+                parts.append(decode_chunk(record, partial(run.base_bytes, chunk, bases or {})))
             run_bytes.append(b"".join(parts))
 
         sha = member.sha256

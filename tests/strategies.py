@@ -19,7 +19,7 @@ import reference
 import zstandard
 
 RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
-PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS = range(1, 7)
+PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA = range(1, 8)
 GROUP = 1 << 18
 SEGMENT = 1 << 17
 
@@ -119,8 +119,8 @@ def pack_rows(symbols: np.ndarray, width: int) -> bytes:
 
 def group_sizes(elements: int, groups: int = 0) -> list[int]:
     """Section 5: the elements of each group; another number of groups is that of section 6.3, transform 6."""
-    groups = groups or -(-elements // GROUP)
-    size = -(-elements // (4096 * groups)) * 4096
+    groups = groups or -(-elements // GROUP) or 1
+    size = -(-elements // (4096 * groups)) * 4096 or 1
     return [min(size, elements - at) for at in range(0, elements, size)]
 
 
@@ -149,18 +149,32 @@ def huffman_table(lengths: dict[int, int]) -> bytes:
     return table + bytes(len(table) % 2)
 
 
-def rans_table(frequencies: dict[int, int], sparse: bool | None = None) -> bytes:
-    """Section 7.6: the stored table of the frequency of each byte; None: sparse where that is shorter."""
+RANS_FORMS = ("dense", "sparse", "short")
+
+
+def rans_table(frequencies: dict[int, int], form: str | None = None) -> bytes:
+    """Section 7.6: the stored table of the frequency of each byte, in one of its forms; None: in the shortest."""
+    if form is None:
+        return min((rans_table(frequencies, form) for form in RANS_FORMS), key=len)
     lo, hi = min(frequencies), max(frequencies)
-    if sparse is None:
-        return min((rans_table(frequencies, form) for form in (False, True)), key=len)
     head, listed = bytes([lo, hi]), [frequencies.get(c, 0) for c in range(lo, hi + 1)]
-    if sparse:
+    if form == "sparse":
         head = bytes([hi, lo]) + sum(1 << c - lo for c in frequencies).to_bytes((hi - lo + 8) // 8, "little")
         listed = [frequencies[c] for c in sorted(frequencies)]
-    packed = sum(f << 12 * i for i, f in enumerate(listed))
-    table = head + packed.to_bytes((12 * len(listed) + 7) // 8, "little")
+    if form == "short":
+        table = gamma_table(hi, [frequencies.get(c, 0) for c in range(hi + 1)])
+    else:
+        packed = sum(f << 12 * i for i, f in enumerate(listed))
+        table = head + packed.to_bytes((12 * len(listed) + 7) // 8, "little")
     return table + bytes(len(table) % 2)
+
+
+def gamma_table(hi: int, frequencies: list[int], rubbish: int = 0) -> bytes:
+    """Section 7.6: a short table of these frequencies, without the byte that makes it even; `rubbish`: bits behind the last."""
+    codes = [f"{f + 1:b}" for f in frequencies]
+    bits = "".join("0" * (len(code) - 1) + code for code in codes)
+    size = (len(bits) + 7) // 8
+    return bytes([hi, hi]) + (int(bits[::-1], 2) | rubbish << len(bits)).to_bytes(size, "little")
 
 
 def huffman_payload(
@@ -272,12 +286,13 @@ class Transform:
     a_block: Entry | None = None
     b_block: Entry | None = None
     reserved: int = 0
+    classes: list[int] = field(default_factory=list)  # the class sizes of section 6.4
 
     def bytes(self) -> bytes:
-        """The 64 bytes of the header."""
+        """The 64 bytes of the header, and the class sizes of a delta."""
         fields = (self.m, self.inner_width, self.a, self.reserved, self.size_a, self.size_b, self.b, self.c, self.v)
         entries = (s.bytes() if s is not None else bytes(16) for s in (self.a_block, self.b_block))
-        return struct.pack("<IBBHIIIIQ", *fields) + b"".join(entries)
+        return struct.pack("<IBBHIIIIQ", *fields) + b"".join(entries) + struct.pack(f"<{len(self.classes)}I", *self.classes)
 
 
 def blocks_of(record: bytes | bytearray) -> tuple[int, int]:
@@ -287,6 +302,8 @@ def blocks_of(record: bytes | bytearray) -> tuple[int, int]:
     if transform:
         elements, width, at = *struct.unpack_from("<IB", record, 48), 112
         groups = record[53] if transform == ROWS else 0
+    if transform == DELTA:
+        at, groups = 144, sum(len(group_sizes(size)) for size in struct.unpack_from("<8I", record, 112))
     return at, (groups or -(-elements // GROUP)) * (width if split else 1)
 
 
@@ -330,6 +347,7 @@ def chunk_record(
     run: int = 0,
     chunk: int = 0,
     transform: Transform | None = None,
+    inputs: int | None = None,
 ) -> bytes:
     """A chunk record (section 5) of blocks in the order of their entries; `data` is what it decodes to."""
     body = b"" if transform is None else transform.bytes()
@@ -340,8 +358,9 @@ def chunk_record(
         body += bytes(-at % (128 if len(entry.payload) >= 16384 else 16)) + entry.payload
     body += bytes(-len(body) % 16)
     kind = 0 if transform is None else transform.kind
+    inputs = int(kind == DELTA) if inputs is None else inputs
     head = struct.pack(
-        "<QIIIBBBBQ", 48 + len(body), run, chunk, len(data) // width, split, width, kind, 0, sum64(data)
+        "<QIIIBBBBQ", 48 + len(body), run, chunk, len(data) // width, split, width, kind, inputs, sum64(data)
     )
     return checked(head + body)
 
@@ -359,6 +378,7 @@ class Chunk:
     data: bytes
     split: int
     width: int
+    base: bytes = b""  # its base bytes, when it is a delta
 
     @property
     def elements(self) -> int:
@@ -418,8 +438,8 @@ def _entropy_block(
     segments = int(rng.choice([s for s in possible if s <= taste.most_segments] or possible[:1]))
     payload_of = huffman_payload if codec == HUFFMAN else rans_payload
     before, after = payload_of(coded, table, segments, lambda count: rng.choice(used, count))
-    sparse = bool(rng.integers(2))
-    stored = b"" if flags else (huffman_table(table) if codec == HUFFMAN else rans_table(table, sparse))
+    form = str(rng.choice(RANS_FORMS))
+    stored = b"" if flags else (huffman_table(table) if codec == HUFFMAN else rans_table(table, form))
     entry = Entry(codec, 0, segments, flags, escapes, base, listed + before + stored + after)
     return entry, symbols_of, _Shared(codec, table)
 
@@ -587,6 +607,8 @@ def random_transform(
         side_a = rng.integers(0, int(rng.choice([1, 3, 256])), 1 + len(range(t.c, n, t.b)), np.uint8).tobytes()
     elif kind == DIFFERENCE:
         t.b = int(rng.choice([1, 2, 3, 8, 100, n, 1 << 20]))
+    elif kind == DELTA:
+        return _random_delta(rng, t, n, taste, run, chunk, choice.get("base"))
     elif kind == OFFSET:
         t.inner_width = int(rng.choice([w for w in (1, 2, 4) if w < width]))
     t.size_a, t.size_b = len(side_a), len(side_b)
@@ -628,6 +650,60 @@ def random_transform(
     return Chunk(chunk_record(entries, split, width, data, run, chunk, t), data, split, width), t
 
 
+def ordered(words: np.ndarray) -> np.ndarray:
+    """Section 6.4: `ord` for a = 0, elements as unsigned integers."""
+    top, every = words.dtype.type(1 << 8 * words.itemsize - 1), words.dtype.type((1 << 8 * words.itemsize) - 1)
+    return np.where(words & top != 0, words ^ every, words ^ top)
+
+
+def unordered(integers: np.ndarray) -> np.ndarray:
+    """The elements that `ordered` makes these integers of."""
+    top, every = integers.dtype.type(1 << 8 * integers.itemsize - 1), integers.dtype.type((1 << 8 * integers.itemsize) - 1)
+    return np.where(integers & top != 0, integers ^ top, integers ^ every)
+
+
+def delta_classes(base: np.ndarray, b: int, c: int) -> np.ndarray:
+    """Section 6.4: the class of each element, given those of the base."""
+    shift, bits = base.dtype.type(c % 256), base.dtype.type((1 << c // 256) - 1)
+    return np.clip((base >> shift & bits).astype(np.int64) - b, 0, 7)
+
+
+def delta_elements(t: Transform, base: np.ndarray, changed: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """Section 6.4: the elements, given those of the base, which of them are changed, and the inner elements."""
+    places = np.flatnonzero(changed)
+    places = places[np.argsort(delta_classes(base[places], t.b, t.c), kind="stable")]
+    apart = np.where(inner & inner.dtype.type(1) != 0, ~(inner >> inner.dtype.type(1)), inner >> inner.dtype.type(1))
+    elements = base.copy()
+    if t.a:
+        elements[places] = base[places] + apart
+    else:
+        elements[places] = unordered(ordered(base[places]) + apart)
+    return elements
+
+
+def _random_delta(
+    rng: np.random.Generator, t: Transform, n: int, taste: Taste, run: int, chunk: int, base: bytes | None
+) -> tuple[Chunk, Transform]:
+    """A chunk of n elements that are differences from a base, or a random one (section 6.4)."""
+    word = np.dtype(f"<u{t.inner_width}")
+    base = np.frombuffer(rng.bytes(n * word.itemsize) if base is None else base, word)
+    bits = int(rng.integers(1, min(11, 8 * word.itemsize) + 1))
+    t.a = int(rng.integers(2))
+    t.c = int(rng.integers(0, 8 * word.itemsize - bits + 1)) | bits << 8
+    t.b = int(rng.integers(0, 1 << bits)) if rng.random() < 0.5 else 0
+    changed = rng.random(n) < rng.choice([0, 0.05, 0.6, 1])
+    if 0 < changed.sum() < n:
+        side_a = np.packbits(changed, bitorder="little").tobytes()
+        t.size_a, t.a_block = len(side_a), string_block(rng, side_a)
+    t.m = int(changed.sum())
+    t.classes = np.bincount(delta_classes(base[changed], t.b, t.c), minlength=8).tolist()
+    sizes = [size for own in t.classes for size in group_sizes(own)]
+    entries, inner = _random_elements(rng, 1, word.itemsize, sizes, taste) if t.m else ([], b"")
+    data = delta_elements(t, base, changed, np.frombuffer(inner, word)).tobytes()
+    record = chunk_record(entries, 1, word.itemsize, data, run, chunk, t)
+    return Chunk(record, data, 1, word.itemsize, base.tobytes()), t
+
+
 def _merge(planes: list[np.ndarray], split: int, joined: int, mode: int) -> bytes:
     """Elements from the symbols of their planes (section 6), as bytes."""
     if split in HEADS:
@@ -654,7 +730,9 @@ COLUMNS = (
     ("m_sha", "32s"), ("m_record", "Q"), ("m_extents", "I"), ("m_tensors", "I"), ("m_runs", "I"),
     ("x_kind", "B"), ("x_run", "I"), ("x_offset", "Q"), ("x_length", "Q"),
     ("t_name", "I"), ("t_dtype", "B"), ("t_layout", "B"), ("t_ndim", "B"), ("t_extent", "I"), ("t_offset", "Q"),
-    ("r_width", "B"), ("r_inputs", "B"), ("r_elements", "Q"),
+    ("r_width", "B"), ("r_inputs", "I"), ("r_elements", "Q"),
+    ("i_kind", "B"), ("i_offset", "Q"), ("i_length", "Q"), ("i_archive", "32s"), ("i_file", "32s"), ("i_member", "I"),
+    ("i_name", "I"),
     ("c_offset", "Q"), ("c_length", "I"), ("c_check", "Q"), ("c_codecs", "I"),
     ("dims", "Q"),
 )  # fmt: skip
@@ -680,12 +758,12 @@ class Table:
     def body(self) -> bytes:
         """Section 2.3."""
         c = self.columns
-        tables = ("m_kind", "x_kind", "t_dtype", "r_width", "c_offset", "dims")
+        tables = ("m_kind", "x_kind", "t_dtype", "r_width", "i_kind", "c_offset", "dims")
         counts = [len(c[t]) for t in tables]
-        counts += [len(self.heap), len(self.inline), self.first_member, self.first_run]
+        counts += [len(self.heap), len(self.inline), self.first_member, self.first_run, 0]
         for i, value in self.counts.items():
             counts[i] = value
-        out = struct.pack("<10I", *counts)
+        out = struct.pack("<12I", *counts)
         parts = [b"".join(struct.pack("<" + code, v) for v in c[name]) for name, code in COLUMNS]
         for part in (*parts, self.heap, self.inline):
             out += part
@@ -717,6 +795,7 @@ class Member:
     extents: list[list[int]] = field(default_factory=list)  # kind, run, offset, length
     tensors: list[list[Any]] = field(default_factory=list)  # name, dtype, layout, shape, extent, offset
     runs: list[list[int]] = field(default_factory=list)  # width, inputs, elements
+    inputs: list[list[Any]] = field(default_factory=list)  # kind, offset, length, archive, file, name of member and tensor
     run_bytes: list[bytes] = field(default_factory=list)
     inline: bytes = b""
     size: int | None = None
@@ -739,7 +818,7 @@ def raw_chunk(data: bytes, width: int, run: int, chunk: int) -> bytes:
 def table_of(members: list[Member], first_run: int, first_member: int, is_index: bool) -> Table:
     """The columns of members, as their record or the index has them."""
     columns: dict[str, list[Any]] = {name: [] for name, _ in COLUMNS}
-    names, tensor_names = b"", b""
+    names, tensor_names, input_files, input_names = b"", b"", b"", b""
     for m in members:
         closed = bool(m.flags & 2)
         sha = m.sha if m.sha is not None else (hashlib.sha256(m.content).digest() if m.flags & 1 else bytes(32))
@@ -764,10 +843,18 @@ def table_of(members: list[Member], first_run: int, first_member: int, is_index:
         for values in m.runs:
             for key, value in zip(("r_width", "r_inputs", "r_elements"), values, strict=True):
                 columns[key].append(value)
+        for kind, offset, length, archive, file, member, name in m.inputs:
+            raw_file, raw_name = member.encode("utf-8", "surrogateescape"), name.encode("utf-8", "surrogateescape")
+            input_files += raw_file
+            input_names += raw_name
+            row_i = {"i_kind": kind, "i_offset": offset, "i_length": length, "i_archive": archive, "i_file": file}
+            for key, value in (row_i | {"i_member": len(raw_file), "i_name": len(raw_name)}).items():
+                columns[key].append(value)
         for key, value in row.items():
             columns[key].append(value)
     inline = b"" if is_index else members[0].inline
-    return Table(columns, names + tensor_names, inline, 0 if is_index else first_member, 0 if is_index else first_run)
+    heap = names + tensor_names + input_files + input_names
+    return Table(columns, heap, inline, 0 if is_index else first_member, 0 if is_index else first_run)
 
 
 def header_bytes(

@@ -4,7 +4,7 @@ import os
 import struct
 import subprocess
 import sys
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from strategies import CONSTANT, HUFFMAN, RANS, RAW, ZSTANDARD, Entry, Taste
 
 from tzip.blocks import codecs_of
-from tzip.chunks import SLACK, decode_chunk, encode_chunk, read_blocks
+from tzip.chunks import SLACK, decode_chunk, read_blocks
 from tzip.coders import planes
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.jit import kernel
+from tzip.encoding import encode_chunk
 from tzip.plan import LEVELS
 
 CODINGS = [
@@ -30,21 +31,22 @@ SMALL = [1, 2, 3, 31, 32, 127, 128, 129, 1023, 5000]
 SPLITS = [(split, width) for split in strategies.WIDTHS for width in strategies.WIDTHS[split]]
 
 
-def decode(record, elements, width, run=0, chunk=0):
+def decode(record, elements, width, run=0, chunk=0, base=None):
     """Decode with rubbish behind the record and in the output."""
     buffer = np.full(len(record) + SLACK, 0xA5, np.uint8)
     buffer[: len(record)] = np.frombuffer(bytes(record), np.uint8)
     out = np.full(elements * width, 0x5A, np.uint8)
-    decode_chunk(buffer, len(record), run, chunk, elements, width, out)
+    base = None if base is None else np.frombuffer(base, np.uint8)
+    decode_chunk(buffer, len(record), run, chunk, elements, width, out, base=base)
     return out.tobytes()
 
 
-def decode_slowly(record, elements, width, run=0, chunk=0):
+def decode_slowly(record, elements, width, run=0, chunk=0, base=b""):
     """Decode with the reference, steps 1 to 4 of section 8."""
     head = reference.read_chunk_head(bytes(record))
-    demanded = reference.Run(width, 0, chunk * reference.CHUNK + elements)
+    demanded = reference.Run(width, (), chunk * reference.CHUNK + elements)
     reference.check_chunk_head(head, demanded, run, chunk)
-    return reference.decode_chunk(bytes(record))
+    return reference.decode_chunk(bytes(record), lambda: base)
 
 
 def fate(decoder, *args):
@@ -64,17 +66,18 @@ def no_sums(monkeypatch):
     monkeypatch.setattr(reference, "sum64", lambda data: 0)
 
 
-def without_sums(decoder, record, elements, width):
+def without_sums(decoder, record, elements, width, base=b""):
     """What becomes of a record when neither of its sums is looked at: the inner rules alone must refuse it."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         no_sums(monkeypatch)
         record = record[:8] + bytes(8) + record[16:40] + bytes(8) + record[48:]
-        return fate(decoder, record, elements, width)
+        return fate(decoder, record, elements, width, 0, 0, base)
 
 
-def refused(record, elements, width, kind="corrupt"):
+def refused(record, elements, width, kind="corrupt", base=b""):
     """Whether both decoders refuse a record, and not only because its sums are wrong."""
-    fates = {how(d, record, elements, width) for d in (decode, decode_slowly) for how in (fate, without_sums)}
+    fates = {fate(d, record, elements, width, 0, 0, base) for d in (decode, decode_slowly)}
+    fates |= {without_sums(d, record, elements, width, base) for d in (decode, decode_slowly)}
     return fates == {kind}
 
 
@@ -264,9 +267,9 @@ def _entropy(symbols, codec, table, *, w=8, base=0, escapes=(), flags=0, segment
     return Entry(codec, joined, segments, flags, len(escapes), base, parts)
 
 
-def _both(record, elements, width, right):
-    assert decode_slowly(record, elements, width) == right
-    assert decode(record, elements, width) == right
+def _both(record, elements, width, right, base=None):
+    assert decode_slowly(record, elements, width, 0, 0, base) == right
+    assert decode(record, elements, width, 0, 0, base) == right
 
 
 @pytest.mark.parametrize("codec", [HUFFMAN, RANS])
@@ -324,15 +327,15 @@ def test_a_block_of_escapes_alone(codec):
 # ---- transforms
 
 
-KINDS = {"palette": 1, "grid": 2, "sparse": 3, "difference": 4, "offset": 5, "rows": 6}
+KINDS = {"palette": 1, "grid": 2, "sparse": 3, "difference": 4, "offset": 5, "rows": 6, "delta": 7}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.integers(1, 6000), st.integers(0, 2**32 - 1))
 def test_all_transforms_that_the_format_allows_are_decoded(kind, n, seed):
     chunk, t = strategies.random_transform(np.random.default_rng(seed), KINDS[kind], n)
-    assert decode_slowly(chunk.record, n, chunk.width) == chunk.data
-    assert decode(chunk.record, n, chunk.width) == chunk.data
+    assert decode_slowly(chunk.record, n, chunk.width, 0, 0, chunk.base) == chunk.data
+    assert decode(chunk.record, n, chunk.width, 0, 0, chunk.base) == chunk.data
     layout = read_blocks(memoryview(chunk.record), 0, 0, n, chunk.width)
     assert (layout.elements, layout.width, len(layout.strings)) == (t.m, t.inner_width, 2)
     assert codecs_of(chunk.record) == strategies.codecs_of(chunk.record)
@@ -343,8 +346,8 @@ def test_transforms_of_several_groups_are_decoded(kind):
     rng = np.random.default_rng(KINDS[kind])
     n = 2**18 + 12345
     chunk, _ = strategies.random_transform(rng, KINDS[kind], n, a=8)
-    assert decode(chunk.record, n, chunk.width) == chunk.data
-    assert decode_slowly(chunk.record, n, chunk.width) == chunk.data
+    assert decode(chunk.record, n, chunk.width, 0, 0, chunk.base) == chunk.data
+    assert decode_slowly(chunk.record, n, chunk.width, 0, 0, chunk.base) == chunk.data
 
 
 def test_a_whole_chunk_is_one_transform():
@@ -358,9 +361,10 @@ def test_a_whole_chunk_is_one_transform():
 def _transformed(kind, n=40, seed=3, **changes):
     """A record of one byte strings all raw, with fields of its header, or of its entries, changed; sums are right."""
     rng = np.random.default_rng(seed)
-    width = {"grid": 4, "offset": 4, "sparse": 2, "palette": 2, "difference": 2, "rows": 2}[kind]
+    width = {"grid": 4, "offset": 4, "sparse": 2, "palette": 2, "difference": 2, "rows": 2, "delta": 2}[kind]
     word = f"<u{width}"
     side_a = side_b = b""
+    split, inputs, entries = 0, None, None
     t = strategies.Transform(KINDS[kind], n, width)
     inner = rng.integers(0, 256, n * width, np.uint8)
     if kind == "palette":
@@ -390,6 +394,17 @@ def _transformed(kind, n=40, seed=3, **changes):
         elements = np.empty(n, word)
         elements[places] = inner.view(word)
         data = elements.tobytes()
+    elif kind == "delta":
+        mask = np.arange(n) % 4 == 1
+        side_a, t.m, split = np.packbits(mask, bitorder="little").tobytes(), int(mask.sum()), 1
+        t.b, t.c = 2, 13 | 3 << 8
+        inner = inner[: 2 * t.m]
+        base = np.frombuffer(_base(n), word)
+        t.classes = np.bincount(strategies.delta_classes(base[mask], t.b, t.c), minlength=8).tolist()
+        data = strategies.delta_elements(t, base, mask, inner.view(word)).tobytes()
+        cuts = np.cumsum([0, *(size for size in t.classes if size)])
+        groups = [inner[2 * a : 2 * b] for a, b in pairwise(cuts)]
+        entries = [Entry(RAW, payload=g[plane::2].tobytes()) for plane in (1, 0) for g in groups]
     elif kind == "difference":
         t.v, t.b = 500, 1
         data = (np.cumsum(inner.view(word), dtype=word) + np.uint16(500)).astype(word).tobytes()
@@ -399,10 +414,14 @@ def _transformed(kind, n=40, seed=3, **changes):
         data = (inner.view("<u2").astype(word) + np.uint32(t.v)).tobytes()
     t.size_a, t.size_b = len(side_a), len(side_b)
     t.a_block, t.b_block = (Entry(RAW, payload=p) if p else None for p in (side_a, side_b))
-    entries = [Entry(RAW, payload=inner.tobytes())]
+    entries = entries or [Entry(RAW, payload=inner.tobytes())]
     for name, value in changes.items():
         if name == "inner":
             entries = [Entry(RAW, payload=value)]
+        elif name == "split":
+            split = value
+        elif name == "inputs":
+            inputs = value
         elif name[:2] in ("A_", "B_"):
             holder = f"{name[0].lower()}_block"
             block = getattr(t, holder) or Entry(RAW)
@@ -410,7 +429,12 @@ def _transformed(kind, n=40, seed=3, **changes):
             setattr(t, holder, block)
         else:
             setattr(t, name, value)
-    return strategies.chunk_record(entries, 0, width, data, transform=t), width, data
+    return strategies.chunk_record(entries, split, width, data, transform=t, inputs=inputs), width, data
+
+
+def _base(n=40):
+    """What the deltas of `_transformed` are differences from."""
+    return np.random.default_rng(n).bytes(2 * n)
 
 
 HEADER_FLAWS = {
@@ -445,6 +469,25 @@ HEADER_FLAWS = {
         {"b": 0}, {"b": 6}, {"b": 5}, {"b": 2**20 + 1}, {"c": 0}, {"c": 17}, {"c": 2**32 - 1}, {"v": 1}, {"size_b": 1},
         {"size_a": 3, "A_payload": bytes(3)}, {"size_a": 5, "A_payload": bytes(5)}, {"size_a": 0}, {"reserved": 1},
     ],
+    "delta": [
+        {"m": 9}, {"m": 11}, {"m": 0}, {"m": 40}, {"m": 41}, {"m": 2**32 - 1}, {"inner_width": 0}, {"inner_width": 1},
+        {"inner_width": 4}, {"a": 2}, {"a": 16}, {"a": 255}, {"b": 8}, {"b": 2**32 - 1}, {"c": 0}, {"c": 13},
+        {"c": 13 | 12 << 8}, {"c": 4 | 12 << 8}, {"c": 14 | 3 << 8}, {"c": 255 | 3 << 8}, {"c": 16 | 1 << 8},
+        {"c": 13 | 3 << 8 | 1 << 16}, {"c": 2**32 - 1}, {"v": 1}, {"v": 2**16}, {"v": 2**63}, {"reserved": 1},
+        {"size_a": 4, "A_payload": b"\x22" * 4}, {"size_a": 6, "A_payload": b"\x22" * 5 + b"\0"}, {"size_a": 0},
+        {"size_a": 0, "a_block": None}, {"size_a": 2**18 + 1}, {"size_b": 1}, {"A_payload": b"\x22\x22\x22\x22\x26"},
+        {"A_payload": b"\x22\x22\x22\x22\x02"}, {"A_payload": bytes(5)}, {"A_payload": b"\xff" * 5}, {"A_codec": ZSTANDARD},
+        # Sizes that do not add up, or would in 32 bits.
+        *({"classes": classes} for classes in (
+            [0] * 8, [11] + [0] * 7, [9] + [0] * 7, [2**32 - 1, 11] + [0] * 6, [2**31, 2**31, 10] + [0] * 5, [2**32 - 1] * 8,
+            [0] * 7 + [2**20 + 1],
+        )),
+        # Ten elements, but not those classes.
+        {"classes": [10] + [0] * 7}, {"classes": [0] * 7 + [10]},
+        # No class sizes, or half of them.
+        {"classes": []}, {"classes": [10, 0, 0, 0]},
+        {"split": 0}, {"split": 2}, {"split": 3}, {"split": 4}, {"inputs": 0},
+    ],
     "offset": [
         {"m": 39}, {"m": 41}, {"inner_width": 4}, {"inner_width": 8}, {"inner_width": 1}, {"a": 1}, {"b": 1}, {"c": 1},
         {"v": 2**32}, {"size_a": 1}, {"size_b": 1},
@@ -459,27 +502,27 @@ EMPTY_FLAWS = [*FULL_FLAWS, {"codec": CONSTANT}, {"codec": ZSTANDARD}, {"codec":
 def _header_flaws():
     for kind, flaws in HEADER_FLAWS.items():
         yield from ((kind, flaw) for flaw in flaws)
-        for name, full in (("A", kind in ("palette", "grid", "sparse", "rows")), ("B", kind == "grid")):
+        for name, full in (("A", kind in ("palette", "grid", "sparse", "rows", "delta")), ("B", kind == "grid")):
             yield from ((kind, {f"{name}_{k}": v for k, v in flaw.items()}) for flaw in (FULL_FLAWS if full else EMPTY_FLAWS))
 
 
 @pytest.mark.parametrize(("kind", "flaw"), list(_header_flaws()), ids=lambda v: v if isinstance(v, str) else repr(v)[:40])
 def test_flawed_transform_headers_are_refused(kind, flaw):
     record, width, _ = _transformed(kind, **flaw)
-    assert refused(record, 40, width)
+    assert refused(record, 40, width, base=_base())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_transform_headers_without_flaw_are_accepted(kind):
     record, width, data = _transformed(kind)
-    _both(record, 40, width, data)
+    _both(record, 40, width, data, _base())
 
 
 @pytest.mark.parametrize("codec", [5, 8, 127, 255])
-@pytest.mark.parametrize(("kind", "string"), [("palette", "A"), ("grid", "A"), ("grid", "B"), ("sparse", "A")])
+@pytest.mark.parametrize(("kind", "string"), [("palette", "A"), ("grid", "A"), ("grid", "B"), ("sparse", "A"), ("delta", "A")])
 def test_unknown_codecs_of_strings_are_unsupported(kind, string, codec):
     record, width, _ = _transformed(kind, **{f"{string}_codec": codec})
-    assert refused(record, 40, width, "unsupported")
+    assert refused(record, 40, width, "unsupported", _base())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -492,16 +535,26 @@ def test_records_that_end_within_a_transform_header(kind):
         with pytest.raises(TruncatedError):
             read_blocks(memoryview(part), 0, 0, 40, width)
         assert codecs_of(part) == 0
+    if kind == "delta":  # whose header is longer
+        for length in (112, 128):
+            part = record[:16] + struct.pack("<Q", length) + record[24:length]
+            part = part[:8] + strategies.rechecked(part)[8:]
+            assert refused(part, 40, width, base=_base())
+            with pytest.raises(TruncatedError):
+                read_blocks(memoryview(part), 0, 0, 40, width)
+            assert codecs_of(part) == 1 << RAW
     # The header alone, and none of the entries and payloads that it speaks of.
     part = record[:16] + struct.pack("<Q", 112) + record[24:112]
     assert refused(part[:8] + strategies.rechecked(part)[8:], 40, width)
 
 
-@pytest.mark.parametrize("kind", ["palette", "grid"])
+@pytest.mark.parametrize("kind", ["palette", "grid", "delta"])
 def test_inner_elements_are_not_needed_to_refuse_strings_and_headers(kind):
     """Section 6.3: what the header shows is proven from it alone."""
     for flaw in HEADER_FLAWS[kind]:
-        if not {"A_payload", "B_payload", "inner", "A_codec"} & set(flaw):
+        # Classes that add up are proven by the base.
+        named = {"A_payload", "B_payload", "inner", "A_codec"} | ({"classes"} if sum(flaw.get("classes", [])) == 10 else set())
+        if not named & set(flaw):
             record, width, _ = _transformed(kind, **flaw)
             with pytest.raises(CorruptError):
                 read_blocks(memoryview(record), 0, 0, 40, width)
@@ -519,6 +572,133 @@ def test_strings_with_flags_are_refused_before_anything_is_decoded(codec):
         assert refused(record, 40, width)
         with pytest.raises(CorruptError):
             read_blocks(memoryview(record), 0, 0, 40, width)
+
+
+@pytest.mark.parametrize("inputs", [2, 3, 255])
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_inputs_than_there_are_yet_are_unsupported(kind, inputs):
+    record, width, _ = _transformed(kind, inputs=inputs)
+    assert refused(record, 40, width, "unsupported", _base())
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if k != "delta"])
+def test_other_transforms_have_no_input(kind):
+    record, width, _ = _transformed(kind, inputs=1)
+    assert refused(record, 40, width, base=_base())
+
+
+def test_an_input_and_class_sizes_make_no_delta():
+    """A record that is sound but for its transform, or for the class sizes and the input that it should not have."""
+    inner = np.arange(40, dtype=np.uint8)
+    data = np.cumsum(inner, dtype=np.uint8).tobytes()
+    for classes, inputs in (([40] + [0] * 7, 1), ([], 1), ([], 0)):
+        t = strategies.Transform(4, 40, 1, b=1, classes=classes)
+        record = strategies.chunk_record([Entry(RAW, payload=inner.tobytes())], 1, 1, data, transform=t, inputs=inputs)
+        if inputs:
+            assert refused(record, 40, 1, base=bytes(40))
+        else:
+            _both(record, 40, 1, data)
+
+
+def test_class_sizes_are_proven_before_anything_is_decoded():
+    """Constants have no size that would show it."""
+    for classes, good in (([10], True), ([9], False), ([11], False), ([4, 6], True), ([4, 7], False), ([2**32 - 6, 16], False)):
+        t = strategies.Transform(7, 10, 2, c=1 << 8, size_a=5, a_block=Entry(CONSTANT, value=0x22))
+        t.classes = classes + [0] * (8 - len(classes))
+        record = strategies.chunk_record([Entry(CONSTANT)] * 2 * len(classes), 1, 2, bytes(80), transform=t)
+        if good:
+            assert read_blocks(memoryview(record), 0, 0, 40, 2).classes.tolist() == t.classes
+        else:
+            with pytest.raises(CorruptError):
+                read_blocks(memoryview(record), 0, 0, 40, 2)
+            assert refused(record, 40, 2, base=bytes(80))
+
+
+@pytest.mark.parametrize("n", [33, 37, 39])
+def test_unused_bits_of_the_mask_of_a_delta(n):
+    record, width, data = _transformed("delta", n)
+    _both(record, n, width, data, _base(n))
+    mask = np.packbits(np.arange(n) % 4 == 1, bitorder="little")
+    for bit in range(n, -(-n // 8) * 8):
+        for first in (True, False):
+            bad = mask.copy()
+            bad[bit // 8] |= 1 << bit % 8
+            bad[0] ^= 2 if first else 0  # the number of set bits is right
+            record, _, _ = _transformed("delta", n, A_payload=bad.tobytes())
+            assert refused(record, n, width, base=_base(n))
+
+
+def test_another_base_is_seen_before_the_sums_by_its_classes():
+    record, width, data = _transformed("delta")
+    base = bytearray(_base())
+    _both(record, 40, width, data, bytes(base))
+    base[3] ^= 0xC0  # element 1, which is changed: another class
+    assert refused(record, 40, width, base=bytes(base))
+    base[3] ^= 0xC0
+    base[1] ^= 0xC0  # element 0, which is not
+    assert fate(decode, record, 40, width, 0, 0, bytes(base)) == "corrupt"
+    assert fate(decode_slowly, record, 40, width, 0, 0, bytes(base)) == "corrupt"
+    assert without_sums(decode, record, 40, width, bytes(base)) == bytes(base[:2]) + data[2:]
+
+
+@pytest.mark.parametrize("base", [None, b"", bytes(78), bytes(81), bytes(160)])
+def test_a_base_of_another_size_is_refused(base):
+    record, width, _ = _transformed("delta")
+    assert fate(decode, record, 40, width, 0, 0, base) == "corrupt"
+
+
+def test_deltas_by_hand():
+    """Section 6.4: elements of a byte, all orders, classes and ends of the range."""
+    base = bytes([0x00, 0x7F, 0x80, 0xFF, 0x10, 0x90, 0x3C, 0x3D])
+    z = [1, 2, 0, 3, 255, 254, 5, 6]
+    d = [-1, 1, 0, -2, -128, 127, -3, 3]
+
+    def moved(x, by, a):
+        if a:
+            return (x + by) % 256
+        y = ((x ^ 0xFF if x & 0x80 else x ^ 0x80) + by) % 256
+        return y ^ 0x80 if y & 0x80 else y ^ 0xFF
+
+    for a in (0, 1):
+        data = bytes(moved(x, by, a) for x, by in zip(base, d, strict=True))
+        # The class is that of the highest bit, from 1 on: all of class 0.
+        t = strategies.Transform(7, 8, 1, a=a, b=1, c=7 | 1 << 8, classes=[8] + [0] * 7)
+        record = strategies.chunk_record([Entry(RAW, payload=bytes(z))], 1, 1, data, transform=t)
+        _both(record, 8, 1, data, base)
+        # Of the low two bits: 0, 3, 0, 3, 0, 0, 0, 1.
+        t = strategies.Transform(7, 8, 1, a=a, b=0, c=0 | 2 << 8, classes=[5, 1, 0, 2, 0, 0, 0, 0])
+        entries = [Entry(RAW, payload=bytes(z[i] for i in own)) for own in ((0, 2, 4, 5, 6), (7,), (1, 3))]
+        record = strategies.chunk_record(entries, 1, 1, data, transform=t)
+        _both(record, 8, 1, data, base)
+    assert moved(0x00, -1, 0) == 0x80  # below zero comes negative zero: steps of a float
+    assert moved(0x80, 1, 0) == 0x00
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_deltas_without_a_change_have_no_blocks(width):
+    base = np.random.default_rng(width).bytes(40 * width)
+    t = strategies.Transform(7, 0, width, c=1 << 8, classes=[0] * 8)
+    record = strategies.chunk_record([], 1, width, base, transform=t)
+    assert len(record) == 144
+    _both(record, 40, width, base, base)
+    t.classes = []  # nor may it be without class sizes and input
+    assert refused(strategies.chunk_record([], 1, width, base, transform=t, inputs=0), 40, width, base=base)
+    t.classes = [0] * 8
+    for split in (0, 2, 3, 4, 5):
+        assert refused(strategies.chunk_record([], split, width, base, transform=t), 40, width, base=base)
+
+
+def test_groups_of_a_delta_are_those_of_its_classes():
+    """Two classes of more elements than a group has, the first of them by a single one."""
+    n, many = 2 * 2**18 + 100, 2**18 + 1
+    base = np.where(np.arange(n) < many, 0x00, 0xF0).astype(np.uint8)
+    z = np.random.default_rng(0).integers(0, 256, n).astype(np.uint8)
+    t = strategies.Transform(7, n, 1, a=1, c=4 | 4 << 8, classes=[many] + [0] * 6 + [n - many])
+    data = strategies.delta_elements(t, base, np.ones(n, bool), z).tobytes()
+    cuts = np.cumsum([0, 135168, 126977, 135168, 127075])
+    blocks = [Entry(RAW, payload=z[a:b].tobytes()) for a, b in pairwise(cuts)]
+    record = strategies.chunk_record(blocks, 1, 1, data, transform=t)
+    _both(record, n, 1, data, base.tobytes())
 
 
 def test_the_split_must_have_the_inner_width_even_of_no_elements():
@@ -810,7 +990,9 @@ def _head_flaws(record):
         yield f"transform {transform}", put(38, transform), "corrupt"
     for transform in (max(reference._NAMED) + 1, 127, 255):
         yield f"transform {transform}", put(38, transform), "unsupported"
-    yield "inputs", put(39, 1), "unsupported"
+    yield "an input and no delta", put(39, 1), "corrupt"
+    for inputs in (2, 128, 255):
+        yield f"inputs {inputs}", put(39, inputs), "unsupported"
     yield "decoded sum", put(40, record[40] ^ 1), "corrupt"
     yield "reserved field of an entry", put(48 + 14, 1), "corrupt"
     yield "sixteen bytes more", put(16, len(record) + 16, "<Q") + bytes(16), "corrupt"
@@ -874,9 +1056,9 @@ def test_truncation_at_every_byte_is_an_error(name):
             part = part[:16] + (struct.pack("<Q", n) + part[24:] if n >= 24 else part[16:])
             part = part[:8] + strategies.rechecked(part)[8:]
         with pytest.raises(CorruptError):
-            decode(part, chunk.elements, chunk.width)
+            decode(part, chunk.elements, chunk.width, 0, 0, chunk.base)
         with pytest.raises(CorruptError):
-            decode(chunk.record[:n], chunk.elements, chunk.width)
+            decode(chunk.record[:n], chunk.elements, chunk.width, 0, 0, chunk.base)
 
 
 def _flips(record, first):
@@ -891,15 +1073,15 @@ def test_every_flipped_bit_is_seen(name):
     chunk = RECORDS[name]
     for bit, flipped in _flips(chunk.record, 0):
         with pytest.raises(CorruptError):
-            decode(flipped, chunk.elements, chunk.width)
+            decode(flipped, chunk.elements, chunk.width, 0, 0, chunk.base)
         if bit % 16 == 0:
-            assert fate(decode_slowly, flipped, chunk.elements, chunk.width) == "corrupt"
+            assert fate(decode_slowly, flipped, chunk.elements, chunk.width, 0, 0, chunk.base) == "corrupt"
 
 
 def alike(ours, theirs, at, chunk):
     """Whether two fates are the same. With another split, transform or number of elements entries stand elsewhere, and
     break several rules, of which either may be met first."""
-    elsewhere = at in (36, 38) or (chunk.record[38] and 48 <= at < 112)
+    elsewhere = at in (36, 38) or (chunk.record[38] and 48 <= at < (144 if chunk.record[38] == KINDS["delta"] else 112))
     return ours == theirs or (elsewhere and {ours, theirs} == {"corrupt", "unsupported"})
 
 
@@ -910,9 +1092,9 @@ def test_every_flipped_bit_behind_a_right_check_is_judged_alike(name):
     unseen = 0
     for bit, flipped in _flips(chunk.record, 16):
         record = strategies.rechecked(flipped)
-        ours = fate(decode, record, chunk.elements, chunk.width)
+        ours = fate(decode, record, chunk.elements, chunk.width, 0, 0, chunk.base)
         assert ours in ("corrupt", "unsupported", chunk.data), bit
-        theirs = fate(decode_slowly, record, chunk.elements, chunk.width)
+        theirs = fate(decode_slowly, record, chunk.elements, chunk.width, 0, 0, chunk.base)
         assert alike(ours, theirs, bit // 8, chunk), bit
         unseen += ours == chunk.data
     assert unseen < 8 * len(chunk.record) // 2  # padding symbols only
@@ -924,11 +1106,12 @@ def test_without_sums_both_decoders_decide_and_decode_alike(name, monkeypatch):
     chunk = RECORDS[name]
     no_sums(monkeypatch)
     record = chunk.record[:8] + bytes(8) + chunk.record[16:40] + bytes(8) + chunk.record[48:]
-    assert decode(record, chunk.elements, chunk.width) == chunk.data
+    assert decode(record, chunk.elements, chunk.width, 0, 0, chunk.base) == chunk.data
     passed = 0
     for bit, flipped in _flips(record, 48):
-        ours = fate(decode, flipped, chunk.elements, chunk.width)
-        assert alike(ours, fate(decode_slowly, flipped, chunk.elements, chunk.width), bit // 8, chunk), bit
+        ours = fate(decode, flipped, chunk.elements, chunk.width, 0, 0, chunk.base)
+        theirs = fate(decode_slowly, flipped, chunk.elements, chunk.width, 0, 0, chunk.base)
+        assert alike(ours, theirs, bit // 8, chunk), bit
         passed += isinstance(ours, bytes)
     assert passed
 
@@ -937,7 +1120,17 @@ def test_without_sums_both_decoders_decide_and_decode_alike(name, monkeypatch):
 def test_without_sums_random_damage_is_judged_alike(kind, elements, seed):
     split, width = kind
     rng = np.random.default_rng(seed)
-    chunk = strategies.random_chunk(rng, split, width, elements)
+    _damage(rng, strategies.random_chunk(rng, split, width, elements))
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**32 - 1))
+def test_without_sums_random_damage_of_deltas_is_judged_alike(elements, seed):
+    rng = np.random.default_rng(seed)
+    _damage(rng, strategies.random_transform(rng, KINDS["delta"], elements)[0])
+
+
+def _damage(rng, chunk):
+    elements, width = chunk.elements, chunk.width
     with pytest.MonkeyPatch.context() as monkeypatch:
         no_sums(monkeypatch)
         for _ in range(12):
@@ -949,7 +1142,7 @@ def test_without_sums_random_damage_is_judged_alike(kind, elements, seed):
             for _ in range(int(rng.integers(1, 4))):
                 at = int(rng.integers(low, high)) if low < high else 48
                 record[at] = int(rng.choice([0, 1, 255, record[at] ^ 1 << int(rng.integers(8)), int(rng.integers(256))]))
-            ours, theirs = fate(decode, record, elements, width), fate(decode_slowly, record, elements, width)
+            ours, theirs = (fate(d, record, elements, width, 0, 0, chunk.base) for d in (decode, decode_slowly))
             # Of several broken rules either may be met first.
             assert ours == theirs or {ours, theirs} == {"corrupt", "unsupported"}
 
@@ -959,6 +1152,7 @@ def test_without_sums_random_damage_is_judged_alike(kind, elements, seed):
 
 SELECTED = (
     "test_all_that_the_format_allows_is_decoded or test_flawed or test_windows or test_without_sums or test_truncation or "
+    "test_all_transforms_that_the_format_allows or test_deltas or test_unused_bits_of_the_mask or test_another_base or "
     "test_the_blocks_without_flaw_are_accepted or (test_small_chunks_round_trip and 16-2-default)"
 )
 
@@ -991,7 +1185,7 @@ def test_kernels_stay_within_bounds(tmp_path):
         )  # fmt: skip
         assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     compiled = {p.name.split(".")[0] for p in cache.rglob("*.nbi")}
-    assert {"huffman", "rans", "rows", "planes"} <= compiled
+    assert {"huffman", "rans", "rows", "planes", "delta"} <= compiled
 
 
 @pytest.mark.parametrize("row", [2, 3, 4])

@@ -490,10 +490,11 @@ def test_tables_round_trip(kind, entries, stored):
     assert _reference_table(kind, raw).entries == entries
 
 
-@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("form", strategies.RANS_FORMS)
 @pytest.mark.parametrize("entries", [e for kind, e, _ in _stored_tables() if kind is RansTable], ids=len)
-def test_dense_and_sparse_tables_of_rans_are_read(entries, sparse):
-    raw = strategies.rans_table(entries, sparse)
+def test_all_forms_of_tables_of_rans_are_read(entries, form):
+    raw = strategies.rans_table(entries, form)
+    assert len(raw) % 2 == 0
     for tail in (b"", b"\xff" * 9):
         read, size = RansTable.read(u8(raw + tail))
         assert size == len(raw)
@@ -549,8 +550,31 @@ HUFFMAN_FAULTS = {
     "unused half not zero": bytes([5, 7, 0x21, 0x12]),
     "padding not zero": bytes([5, 6, 0x11, 1]),
 }
+def _short(*frequencies, hi=None, rubbish=0, padding=b""):
+    """A short table of bytes 0, 1, …; `padding` stands in the place of the byte that makes it even."""
+    table = strategies.gamma_table(len(frequencies) - 1 if hi is None else hi, list(frequencies), rubbish)
+    return table + (padding or bytes(len(table) % 2))
+
+
 RANS_FAULTS = {
     "one byte": bytes([5, 5, 0, 0x10, 0, 0]),
+    "short, one frequency": _short(0, 4096),
+    "short, one frequency of 4095": _short(0, 4095),
+    "short, hi 0": _short(4096),
+    "short, hi 0 and a frequency of 0": _short(0),
+    "short, hi 0 and two bytes": _short(1, 4095, hi=0),
+    "short, hi absent": _short(1, 4095, 0),
+    "short, sum 4095": _short(1, 4094),
+    "short, sum 4097": _short(2, 4095),
+    "short, sum 8190": _short(4095, 4095),
+    "short, sum 0": _short(0, 0),
+    "short, thirteen zeros": bytes([1, 1]) + (1 << 13 | 1 << 40).to_bytes(8, "little"),
+    "short, nothing but zeros": bytes([1, 1]) + bytes(600),
+    "short, nothing but ones": bytes([255, 255]) + b"\xff" * 32,
+    "short, unused bits not zero": _short(1, 4095, rubbish=1),
+    "short, the last unused bit not zero": _short(1, 4094, 1, rubbish=4),
+    "short, padding not zero": _short(1, 1, 1, 1, 4092, padding=b"\1"),
+    "short, the highest bit of the padding not zero": _short(1, 1, 1, 1, 4092, padding=b"\x80"),
     "range backwards": bytes([6, 5, 1, 0xF0, 0xFF, 0]),
     "sum 4095": bytes([5, 6, 1, 0xE0, 0xFF, 0]),
     "sum 4097": bytes([5, 6, 2, 0xF0, 0xFF, 0]),
@@ -591,9 +615,41 @@ def test_the_sound_neighbours_of_the_faulty_tables_are_accepted():
     for raw in (bytes([5, 6, 1, 0xF0, 0xFF, 0]), bytes([5, 7, 1, 0x10, 0x00, 0xFE, 0x0F, 0])):
         assert RansTable.read(u8(raw))[1] == len(raw)
     sparse = ([7, 5, 5, 1, 0xF0, 0xFF], [7, 5, 7, 1, 0x10, 0, 0xFE, 0x0F], [14, 5, 1, 2, 1, 0xF0, 0xFF, 0])
-    for raw in map(bytes, sparse):
+    short = ((1, 4095), (1, 4094, 1), (1, 1, 1, 1, 4092), (4095, 1), (0, 0, 4095, 1), [16] * 256)
+    for raw in (*map(bytes, sparse), *(_short(*frequencies) for frequencies in short)):
         assert _reference_table(RansTable, raw).entries
         assert RansTable.read(u8(raw))[1] == len(raw)
+
+
+def test_short_tables_by_hand():
+    """Frequencies 1 and 4095: v is 2, then 4096, so g is 1 and 12: bits 0 10 and 000000000000 1000000000000."""
+    raw = bytes([1, 1]) + (1 << 1 | 1 << 3 + 12).to_bytes(4, "little")
+    assert raw == _short(1, 4095)
+    entries = {0: 1, 1: 4095}
+    assert _reference_table(RansTable, raw).entries == _entries(RansTable.read(u8(raw))[0]) == entries
+    for n in range(len(raw)):
+        _refused(RansTable, raw[:n], TruncatedError)
+        with pytest.raises(reference.Corrupt):
+            _reference_table(RansTable, raw[:n])
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 256))
+def test_short_tables_cut_or_changed_anywhere_are_judged_alike(seed, k):
+    rng = np.random.default_rng(seed)
+    entries = strategies.random_frequencies(rng, sorted(rng.choice(256, k, replace=False).tolist()))
+    raw = strategies.rans_table(entries, "short")
+    assert _entries(RansTable.read(u8(raw))[0]) == _reference_table(RansTable, raw).entries == entries
+    for n in range(len(raw)):
+        _refused(RansTable, raw[:n], TruncatedError)
+    for _ in range(20):
+        changed = bytearray(raw) + rng.bytes(400)
+        changed[int(rng.integers(2, len(raw)))] ^= int(rng.integers(1, 256))
+        try:
+            expected = _reference_table(RansTable, changed).entries
+        except reference.FormatError:
+            _refused(RansTable, changed)
+        else:
+            assert _entries(RansTable.read(u8(changed))[0]) == expected
 
 
 # ---- escapes, windows, frames

@@ -544,9 +544,11 @@ def test_coders_are_told_rows_and_places(monkeypatch: pytest.MonkeyPatch) -> Non
     seen = []
     original = packing.encode_chunk
 
-    def watched(raw: Any, width: int, coding: str, level: Any, run: int, chunk: int, row: int = 0, first: int = 0) -> Any:
+    def watched(raw: Any, width: int, coding: str, level: Any, run: int, chunk: int, *rest: Any) -> Any:
+        row, first, base = rest
+        assert base is None
         seen.append((run, chunk, row, first))
-        return original(raw, width, coding, level, run, chunk, row, first)
+        return original(raw, width, coding, level, run, chunk, *rest)
 
     monkeypatch.setattr(packing, "encode_chunk", watched)
     n = CHUNK_ELEMENTS + 4

@@ -466,8 +466,8 @@ def test_chunk_that_does_not_decode_to_its_source_is_never_written(tmp_path: Pat
     (tmp_path / "x").write_bytes(noise(9000))
     original = packing.decode_chunk
 
-    def wrong(*args: Any) -> None:
-        original(*args)
+    def wrong(*args: Any, **more: Any) -> None:
+        original(*args, **more)
         out: np.ndarray = args[6]
         out[77] ^= 1
 

@@ -20,7 +20,14 @@ from strategies import Member, archive_bytes
 
 import tzip
 from tzip.coders import planes, registry, zstd
-from tzip.coders.errors import CorruptError, NotAnArchiveError, TruncatedError, TzipError, UnsupportedError
+from tzip.coders.errors import (
+    BaseNotFoundError,
+    CorruptError,
+    NotAnArchiveError,
+    TruncatedError,
+    TzipError,
+    UnsupportedError,
+)
 from tzip.formats import catalogue, layout
 from tzip.formats.catalogue import Catalogue
 from tzip.formats.dtypes import BY_NAME, DTYPES
@@ -34,6 +41,7 @@ TEXT = (HERE.parent / "FORMAT.md").read_text(encoding="utf-8")
 def kind_of(error):
     """The name that section 1 gives an error; truncated is a kind of corrupt."""
     for classes, name in (
+        ((BaseNotFoundError, reference.NoBase), "nobase"),
         ((NotAnArchiveError, reference.NotAnArchive), "notarchive"),
         ((UnsupportedError, reference.Unsupported), "unsupported"),
         ((TruncatedError, reference.Truncated), "truncated"),
@@ -44,10 +52,10 @@ def kind_of(error):
     raise error
 
 
-def read_all(data):
-    """All members and tensors by tzip, everything proven."""
-    with tzip.open(data) as archive:
-        tzip.verify(data, deep=True, threads=1)
+def read_all(data, base=None):
+    """All members and tensors by tzip, everything proven; `base`: where the bases are."""
+    with tzip.open(data, base=base) as archive:
+        tzip.verify(data, deep=True, threads=1, base=base)
         members = {m.name: archive.member_bytes(m.name) for m in archive.members()}
         tensors = {}
         for info in archive.tensors():
@@ -55,18 +63,21 @@ def read_all(data):
         return members, tensors
 
 
-def read_all_slowly(data):
-    """All members and tensors by the reference, through the index; the forward reader must find the same members."""
-    archive = reference.Archive(data)
+def read_all_slowly(data, bases=None):
+    """All members and tensors by the reference, through the index; the forward reader must find the same members.
+
+    `bases`: (SHA-256 of a file or id of an archive, name of a tensor) to the tensor's bytes.
+    """
+    archive = reference.Archive(data, bases)
     members = {m.name: archive.member_bytes(i) for i, m in enumerate(archive.members)}
     tensors = {(m.name, t.name): archive.tensor_bytes(i, t.name) for i, m in enumerate(archive.members) for t in m.tensors}
-    assert reference.sequential(data) == list(members.items())
+    assert reference.sequential(data, bases) == list(members.items())
     return members, tensors
 
 
-def fate(reader, data):
+def fate(reader, data, *args):
     try:
-        return reader(data)
+        return reader(data, *args)
     except (TzipError, reference.FormatError) as e:
         return kind_of(e)
 
@@ -180,6 +191,21 @@ def _model(name="d/model.safetensors", first_run=0):
     )
 
 
+ONE, TWO = bytes(range(32)), bytes([9]) * 32
+
+
+def _leaning(name="leaning", first_run=0):
+    """A model whose runs have inputs: two of the first, one of the second."""
+    member = _model(name, first_run)
+    member.runs = [[4, 2, 150], [1, 1, 333]]
+    member.inputs = [
+        [0, 4, 200, ONE, bytes(32), "old/bäse.safetensors", "ä"],
+        [0, 204, 396, bytes(32), TWO, "", "c"],
+        [0, 0, 333, ONE, TWO, "base.safetensors", ""],
+    ]
+    return member
+
+
 def _members():
     """Members of every kind; the last one uses a run of the second."""
     model = _model()
@@ -193,29 +219,36 @@ def _members():
     ]
 
 
+def _names(members):
+    """The names of a heap in its order (section 2.3)."""
+    tensors, inputs = [t[0] for m in members for t in m.tensors], [i for m in members for i in m.inputs]
+    return [*(m.name for m in members), *tensors, *(i[5] for i in inputs), *(i[6] for i in inputs)]
+
+
 def test_catalogues_equal_the_text():
     """Bodies of our writer, byte for byte those of section 2.3 as the builder of these tests has them."""
-    for ordinal, member in enumerate(_members()):
+    members = [*_members(), _leaning("ü/leaning", 2), _leaning("again", 4)]
+    for ordinal, member in enumerate(members):
         own = strategies.table_of([member], 7, ordinal, is_index=False)
-        names = [member.name, *(t[0] for t in member.tensors)]
+        names = _names([member])
         record = Catalogue.of(own.columns, names, own.inline, ordinal, 7).write(layout.MEMBER)
         assert reference.read_body(record) == own.body()
-    index = strategies.table_of(_members(), 0, 0, is_index=True)
-    names = [m.name for m in _members()] + [t[0] for m in _members() for t in m.tensors]
-    record = Catalogue.of(index.columns, names).write(layout.INDEX)
+    index = strategies.table_of(members, 0, 0, is_index=True)
+    record = Catalogue.of(index.columns, _names(members)).write(layout.INDEX)
     assert reference.read_body(record) == index.body()
     assert len(record) < len(index.body())  # compressed
 
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_catalogues_round_trip(compress):
-    member = _model()
+    member = _leaning("d/model.safetensors")
     own = strategies.table_of([member], 0, 3, is_index=False)
     own.compress = compress
     read = Catalogue.read(own.record(b"memb"), layout.MEMBER)
-    for name, _ in strategies.COLUMNS:
-        if name != "m_sha":
-            assert read[name].tolist() == own.columns[name], name
+    for name, code in strategies.COLUMNS:
+        found = [row.tobytes() for row in read[name]] if code == "32s" else read[name].tolist()
+        assert found == own.columns[name], name
+    assert read.input_names == [(i[5], i[6]) for i in member.inputs]
     assert (read.first_member, read.first_run, read.inline) == (3, 0, member.inline)
     assert (read.member_names, read.tensor_names) == ([member.name], ["a", "b", "c", "none"])
     assert list(read.shapes()) == [(5, 10), (333,), (200,), (0, 3)]
@@ -228,38 +261,38 @@ def test_catalogues_round_trip(compress):
 TINY = """
 89545a49500d0a1a0000141200000000000000000a2900007465737400000000  # header
 00000000000000000000000000000000000000000000000025c296b547340ed9
-f5545a6d656d620af88e7b597a22eef750010000000000003001000030010000  # member record, 336 bytes
-0100000002000000010000000100000000000000020000000200000002000000
-0000000000000000010000000000000000000000000000000100000000000000
-a40100000000000000002a36fe9c97170a000000000000000000000000000000
+f5545a6d656d620a13cfa17a2fd9c0db60010000000000003801000038010000  # member record, 352 bytes
+0100000002000000010000000100000000000000000000000200000002000000
+0200000000000000000000000000000001000000000000000000000000000000
+0100000000000000a40100000000000000002a36fe9c97170a00000000000000
 0000000000000000000000000000000000000000000000000000000000000000
-0200000000000000010000000000000001000000000000000001000000000000
-0000000000000000000000000000000000000000000000000200000000000000
-080000000000000001000000000000000d000000000000000000000000000000
-0200000000000000010000000000000000000000000000000200000000000000
-0000000000000000040000000000000002000000000000000200000000000000
-74780000000000006869000000000000
-f5545a63686e6b0a124910125a0e6b4150000000000000000000000000000000  # chunk record, 80 bytes
+0000000000000000020000000000000001000000000000000100000000000000
+0001000000000000000000000000000000000000000000000000000000000000
+0200000000000000080000000000000001000000000000000d00000000000000
+0000000000000000020000000000000001000000000000000000000000000000
+0200000000000000000000000000000004000000000000000200000000000000
+0200000000000000747800000000000068690000000000000000000000000000
+f5545a63686e6b0ab2fc0327401132c950000000000000000000000000000000  # chunk record, 80 bytes
 040000000002000017e35729c8cd743000000000080000000000000000000000
 00010203040506070000000000000000
-f5545a646f6e650a0fbb29226472b3e550000000000000000a00000000000000  # done record, 80 bytes
+f5545a646f6e650ae7a38fda48d97d0650000000000000000a00000000000000  # done record, 80 bytes
 d660afd4dacdd05775dc8f05ec13f8ee3b818aaf67a0cc9d75980558d98ec5db
 00000000010000000000000000000000
-f5545a696e64780a7dc3ef878a1d542e70010000000000004801000048010000  # index record, 368 bytes
-0100000002000000010000000100000001000000020000000200000000000000
-0000000000000000010000000000000000000000000000000100000000000000
-a40100000000000000002a36fe9c97170a00000000000000d660afd4dacdd057
-75dc8f05ec13f8ee3b818aaf67a0cc9d75980558d98ec5db4000000000000000
-0200000000000000010000000000000001000000000000000001000000000000
-0000000000000000000000000000000000000000000000000200000000000000
-080000000000000001000000000000000d000000000000000000000000000000
-0200000000000000010000000000000000000000000000000200000000000000
-0000000000000000040000000000000090010000000000005000000000000000
-438fd324ecec6028010000000000000002000000000000000200000000000000
-74780000000000000000000000000000
-30020000000000007001000000000000f0030000000000005ac2f9dde1324ec1  # footer
-677b20b243221e2838585b01a93f2e6e500d97a4551117590000000000000000
-c5c29a43ed10414d1a0a0d50495a5489
+f5545a696e64780a793fe76f174db10c70010000000000005001000050010000  # index record, 368 bytes
+0100000002000000010000000100000000000000010000000200000002000000
+0000000000000000000000000000000001000000000000000000000000000000
+0100000000000000a40100000000000000002a36fe9c97170a00000000000000
+d660afd4dacdd05775dc8f05ec13f8ee3b818aaf67a0cc9d75980558d98ec5db
+4000000000000000020000000000000001000000000000000100000000000000
+0001000000000000000000000000000000000000000000000000000000000000
+0200000000000000080000000000000001000000000000000d00000000000000
+0000000000000000020000000000000001000000000000000000000000000000
+020000000000000000000000000000000400000000000000a001000000000000
+5000000000000000438fd324ecec602801000000000000000200000000000000
+02000000000000007478000000000000
+400200000000000070010000000000000004000000000000dbe6e2a5d7b570fa  # footer
+10108222c7ac3f38d7a9c2e258542ef9a30bade9469bf0570000000000000000
+b5777db86673e4b31a0a0d50495a5489
 """
 
 
@@ -481,7 +514,7 @@ def change(name, expected, path, value):
         target = m[at]
         for step in steps:
             target = target[step] if isinstance(step, int) else getattr(target, step)
-        if isinstance(last, int):
+        if isinstance(last, int | slice):
             target[last] = value
         else:
             setattr(target, last, value)
@@ -581,8 +614,8 @@ RULES["opaque tensor of two dimensions"] = (
 change("run of width 3", "corrupt", (MODEL, "runs", 1, 0), 3)
 change("run of width 0", "corrupt", (MODEL, "runs", 1, 0), 0)
 change("run of width 16", "corrupt", (MODEL, "runs", 1, 0), 16)
-change("run with an input", "unsupported", (MODEL, "runs", 1, 1), 1)
-change("run with 5 inputs", "corrupt", (MODEL, "runs", 1, 1), 5)
+change("run with an input that is not there", "corrupt", (MODEL, "runs", 1, 1), 1)
+change("run with 2^32 - 1 inputs", "corrupt", (MODEL, "runs", 1, 1), (1 << 32) - 1)
 change("run without elements", "corrupt", (MODEL, "runs", 1, 2), 0)
 change("run of an element more", "corrupt", (MODEL, "runs", 1, 2), 334)
 change("run of an element less", "corrupt", (MODEL, "runs", 1, 2), 332)
@@ -767,18 +800,113 @@ def _(_):
     return {"edit_index": edit}
 
 
+def inputs(name, expected, path, value):
+    """Note a rule broken by setting one field of a member with inputs, in its record and the index alike."""
+    change(f"inputs: {name}", expected, (MODEL, *path), value)
+    function = RULES[f"inputs: {name}"][1]
+
+    def leaning(m):
+        m[MODEL] = _leaning("d/model.safetensors")
+        function(m)
+
+    RULES[f"inputs: {name}"] = (expected, leaning)
+
+
+inputs("one more of the second run", "corrupt", ("runs", 1, 1), 2)
+inputs("one less of the first run", "corrupt", ("runs", 0, 1), 1)
+inputs("all of the first run", "corrupt", ("runs",), [[4, 3, 150], [1, 0, 333]])
+inputs("all of the second run", "corrupt", ("runs",), [[4, 0, 150], [1, 3, 333]])
+inputs("numbers that wrap to the right one", "corrupt", ("runs",), [[4, (1 << 32) - 1, 150], [1, 4, 333]])
+inputs("one more row than the runs have", "corrupt", ("inputs",), [[0, 0, 1, ONE, TWO, "", ""]] * 4)
+inputs("one row less than the runs have", "corrupt", ("inputs",), _leaning().inputs[:2])
+inputs("without bytes", "corrupt", ("inputs", 2, 2), 0)
+inputs("past its run", "corrupt", ("inputs", 2, 2), 334)
+inputs("past its run by its offset", "corrupt", ("inputs", 2, 1), 1)
+inputs("the first one past the run", "corrupt", ("inputs", 0, 1), 600)
+inputs("at 2^64 - 1", "corrupt", ("inputs", 2, 1), (1 << 64) - 1)
+inputs("at 2^63", "corrupt", ("inputs", 2, 1), 1 << 63)
+inputs("of 2^63 bytes", "corrupt", ("inputs", 2, 2), 1 << 63)
+inputs("of 2^64 - 1 bytes", "corrupt", ("inputs", 2, 2), (1 << 64) - 1)
+inputs("that end where they start when they wrap", "corrupt", ("inputs", 1, 1), (1 << 64) - 396)
+inputs("overlap by a byte", "corrupt", ("inputs", 0, 2), 201)
+inputs("overlap by the second one's offset", "corrupt", ("inputs", 1, 1), 203)
+inputs("the same twice", "corrupt", ("inputs", 0), _leaning().inputs[1])
+inputs("in descending order", "corrupt", ("inputs",), [_leaning().inputs[i] for i in (1, 0, 2)])
+inputs("from nowhere", "corrupt", ("inputs", 2, slice(3, 5)), [bytes(32), bytes(32)])
+inputs("a name of a file that is no UTF-8", "corrupt", ("inputs", 1, 5), "\udcff")
+inputs("a name of a tensor that is no UTF-8", "corrupt", ("inputs", 2, 6), "a\udcffb")
+inputs("of an unknown kind", "unsupported", ("inputs", 0, 0), 1)
+inputs("of kind 255", "unsupported", ("inputs", 0, 0), 255)
+inputs("of an unknown kind, past its run", "corrupt", ("inputs", 2, slice(0, 3)), [1, 0, 334])
+# What stands in the index alone: the member record has other rows.
+for column, value in (
+    ("i_kind", 1),
+    ("i_offset", 5),
+    ("i_length", 199),
+    ("i_archive", TWO),
+    ("i_file", ONE),
+    ("r_inputs", 1),
+    ("i_member", 0),
+    ("i_name", 0),
+    ("i_member", (1 << 32) - 1),
+    ("i_name", (1 << 32) - 1),
+):
+
+    def _(m, column=column, value=value):
+        m[MODEL] = _leaning("d/model.safetensors")
+        return {"edit_index": lambda table: table.columns[column].__setitem__(0, value)}
+
+    RULES[f"{column} is {str(value)[:9]} in the index alone"] = ("corrupt", _)
+
+
+@rule("an input's names in the index are cut at another place")
+def _(m):
+    m[MODEL] = _leaning("d/model.safetensors")
+
+    def edit(table):
+        table.columns["i_member"][0] -= 1  # an "s" goes from the first name to the empty second one
+        table.columns["i_member"][1] += 1
+
+    return {"edit_index": edit}
+
+
+@rule("another name of an input in the index")
+def _(m):
+    m[MODEL] = _leaning("d/model.safetensors")
+
+    def edit(table):
+        table.heap = table.heap.replace(b"old/", b"new/")
+
+    return {"edit_index": edit}
+
+
+@rule("a name is no UTF-8 by where it is cut")
+def _(m):
+    m[MODEL] = _leaning("d/model.safetensors")
+
+    def edit(table, _=0):
+        if table.columns["i_name"]:
+            table.columns["i_name"][0] -= 1
+            table.columns["i_name"][1] += 1
+
+    return {"edit_index": edit, "edit_member": edit}
+
+
 def _count(i, delta):
     def edit(table):
-        numbers = struct.unpack_from("<10I", table.body())
+        numbers = struct.unpack_from("<12I", table.body())
         table.counts[i] = (numbers[i] + delta) % (1 << 32)
 
     return edit
 
 
-for i, name in enumerate(("members", "extents", "tensors", "runs", "chunks", "dims", "heap", "inline")):
+for i, name in enumerate(("members", "extents", "tensors", "runs", "inputs", "chunks", "dims", "heap", "inline")):
     in_table(f"one of {name} more", "corrupt", _count(i, 1), ("index",))
     in_table(f"2^32 - 1 of {name}", "corrupt", _count(i, -1 - 10**3), ("index",))
     in_table(f"one of {name} more in the record", "corrupt", _count(i, 1), ("member",))
+for where in ("index", "member"):
+    in_table(f"the reserved count of the {where}", "corrupt", _count(11, 1), (where,))
+    in_table(f"the highest bit of the reserved count of the {where}", "corrupt", _count(11, 1 << 31), (where,))
 in_table("first member in the index", "corrupt", _set(first_member=1), ("index",))
 in_table("first run in the index", "corrupt", _set(first_run=1), ("index",))
 in_table("inline bytes in the index", "corrupt", _set(inline=b"12345678"), ("index",))
@@ -921,7 +1049,8 @@ def test_unknown_dtypes_and_layouts_concern_only_their_tensor(field, value):
 def test_unknown_codings_concern_only_their_run(what):
     members = _members()
     if what == "inputs of a run":
-        members[MODEL].runs[1][1] = 4
+        members[MODEL].runs[1][1] = 1
+        members[MODEL].inputs = [[4, 300, 33, ONE, bytes(32), "x", "y"]]
 
     def encode(data, width, run, chunk):
         record = bytearray(strategies.raw_chunk(data, width, run, chunk))
@@ -966,6 +1095,8 @@ def _generated():
             )
             run += 1
     for kind in reference._NAMED:
+        if kind == strategies.DELTA:  # see `_generated_deltas`
+            continue
         for size in (int(rng.integers(20, 150)), 64):
             chunk, _ = strategies.random_transform(rng, kind, size, run=run)
             records[run] = chunk.record
@@ -992,10 +1123,147 @@ def test_the_archive_of_generated_chunks_is_sound():
             assert archive.member_bytes(member.name) == slow.member_bytes(i)
 
 
-def _packed(content, name, level):
+def _packed(content, name, level, base=None):
     out = io.BytesIO()
-    tzip.pack(content, out, name=name, level=level, threads=1)
+    tzip.pack(content, out, name=name, level=level, threads=1, base=base)
     return out.getvalue()
+
+
+def _moved(file):
+    """A safetensors file of BF16 with some elements a few steps up or down, and one far away."""
+    data = bytearray(file)
+    words = np.frombuffer(data, "<u2", 1200, len(data) - 2400)
+    rng = np.random.default_rng(len(set(words.tolist())))
+    words[rng.choice(1200, 400, replace=False)] += rng.integers(-3, 4, 400).astype("<u2")
+    words[77] ^= 0x5555
+    return bytes(data)
+
+
+def _golden(name):
+    return (GOLDEN / "v0" / f"{name}.tzip").read_bytes()
+
+
+def _bases_of(*archives, bases=None):
+    """The tensors of archives as bases, each by the archive's id and the SHA-256 of its file."""
+    found = dict(bases or {})
+    for data in archives:
+        archive = reference.Archive(data, found)
+        for i, member in enumerate(archive.members):
+            for tensor in member.tensors:
+                raw = archive.tensor_bytes(i, tensor.name)
+                found[archive.archive_id, tensor.name] = found[member.sha256, tensor.name] = raw
+    return found
+
+
+def _generated_deltas(one, other):
+    """Chunks that our encoder does not make, of all widths: differences from parts of tensors of two archives, named by the
+    archive, by the file and by both, and from nothing."""
+    rng = np.random.default_rng(99)
+    first, second = reference.Archive(one), reference.Archive(other)
+    file = second.members[0]
+    names = sorted((t.name for t in file.tensors if t.size), key=lambda name: -len(second.tensor_bytes(0, name)))
+    members, records = [], {}
+    taste = strategies.Taste(most_symbols=5)
+    for run, width in enumerate((1, 2, 4, 8, 2)):
+        n, rows, base = 40, [], bytearray(40 * width)
+        offset = int(rng.integers(0, 5))
+        for k in range(3):
+            length = int(rng.integers(1, 13 * width - 4))
+            if k == 0:
+                origin, name, raw = [first.archive_id, bytes(32)], "w", first.tensor_bytes(0, "w")
+            else:
+                name = names[k + width]
+                raw = second.tensor_bytes(0, name)
+                origin = [bytes(32) if k == 1 else second.archive_id, file.sha256]
+            length = min(length, len(raw))
+            rows.append([0, offset, length, *origin, "" if k else "w.safetensors", name])
+            base[offset : offset + length] = raw[:length]
+            offset += length + int(rng.integers(0, 6))
+        chunk, t = strategies.random_transform(rng, strategies.DELTA, n, taste, run, width=width, base=bytes(base))
+        while not 0 < t.m < n:
+            chunk, t = strategies.random_transform(rng, strategies.DELTA, n, taste, run, width=width, base=bytes(base))
+        records[run] = chunk.record
+        members.append(
+            Member(
+                f"delta of width {width}, {run}", flags=1, content=chunk.data, extents=[[1, run, 0, len(chunk.data)]],
+                runs=[[width, 3, n]], run_bytes=[chunk.data], inputs=rows,
+                tensors=[["t", 2, 0, [len(chunk.data) - 3], 0, 3]],
+            )
+        )  # fmt: skip
+    return archive_bytes(members, encode=lambda data, width, run, chunk: records[run])
+
+
+def test_generated_deltas_are_decoded_where_their_bases_are(tmp_path):
+    one, other = _packed(_safetensors([("w", "U8", [900], bytes(range(256)) * 3 + bytes(132))]), "w", "fast"), _packed(
+        _safetensors(_tensors_of_all_dtypes(24)), "small.safetensors", "default"
+    )
+    data = _generated_deltas(one, other)
+    members, tensors = read_all_slowly(data, _bases_of(one, other))
+    (tmp_path / "one.tzip").write_bytes(one)
+    (tmp_path / "two").mkdir()
+    tzip.unpack(other, tmp_path / "two")
+    assert read_all(data, tmp_path)[0] == members  # a plain file for those named by their SHA-256
+    (tmp_path / "two" / "other.tzip").write_bytes(other)
+    assert read_all(data, [tmp_path / "one.tzip", tmp_path / "two"]) == (members, tensors)
+    for bases in ({}, _bases_of(one), _bases_of(other)):
+        assert fate(read_all_slowly, data, bases) == "nobase"
+    for base in (None, tmp_path / "one.tzip", tmp_path / "two"):
+        assert fate(read_all, data, base) == "nobase"
+    # Another archive of the same names is no base.
+    (tmp_path / "three").mkdir()
+    (tmp_path / "three" / "one.tzip").write_bytes(_packed(_safetensors([("w", "U8", [900], bytes(900))]), "w", "fast"))
+    assert fate(read_all, data, [tmp_path / "three", tmp_path / "two"]) == "nobase"
+    # A base that is too short.
+    name = next(iter(_bases_of(one)))
+    assert fate(read_all_slowly, data, _bases_of(one, other) | {name: b""}) == "corrupt"
+
+
+def test_of_two_members_with_such_a_tensor_the_sum_of_the_file_says_which(tmp_path):
+    tensors = [bytes(range(200)), bytes(reversed(range(200)))]
+    files = [_safetensors([("w", "U8", [200], raw)]) for raw in tensors]
+    (tmp_path / "m").mkdir()
+    for name, file in zip("ab", files, strict=True):
+        (tmp_path / "m" / f"{name}.safetensors").write_bytes(file)
+    tzip.pack(tmp_path / "m", tmp_path / "base.tzip")
+    base = (tmp_path / "base.tzip").read_bytes()
+    for raw, file in zip(tensors, files, strict=True):
+        chunk, _ = strategies.random_transform(np.random.default_rng(1), strategies.DELTA, 200, width=1, base=raw)
+        origin = [reference.Archive(base).archive_id, hashlib.sha256(file).digest()]
+        member = Member(
+            "x", flags=1, content=chunk.data, extents=[[1, 0, 0, 200]], runs=[[1, 1, 200]], run_bytes=[chunk.data],
+            inputs=[[0, 0, 200, *origin, "", "w"]],
+        )  # fmt: skip
+        data = archive_bytes([member], encode=lambda *_, record=chunk.record: record)
+        assert read_all(data, tmp_path / "base.tzip")[0] == read_all_slowly(data, _bases_of(base))[0] == {"x": chunk.data}
+
+
+def test_runs_without_their_base_concern_only_their_tensors():
+    """Section 2.8: where no base is found, tensors of the run cannot be read, and others can."""
+    members = [_members()[0], _leaning("d/model.safetensors"), *_members()[2:]]
+    members[MODEL].runs[0][1], members[MODEL].inputs = 0, members[MODEL].inputs[2:]
+    chunk, _ = strategies.random_transform(np.random.default_rng(5), strategies.DELTA, 333, run=1, width=1)
+    members[MODEL].content = members[MODEL].content[:210] + chunk.data + members[MODEL].content[543:]
+
+    def encode(data, width, run, number):
+        return chunk.record if run == 1 else strategies.raw_chunk(data, width, run, number)
+
+    data = archive_bytes(members, encode=encode)
+    bases = {(ONE, ""): chunk.base}
+    slow, without = reference.Archive(data, bases), reference.Archive(data)
+    assert slow.tensor_bytes(MODEL, "b") == chunk.data
+    assert slow.member_bytes(MODEL) == members[MODEL].content
+    tzip.verify(data, threads=1)
+    assert fate(lambda d: tzip.verify(d, deep=True, threads=1), data) == "nobase"
+    with tzip.open(data) as archive:
+        for name in ("a", "c"):
+            assert archive.tensor(name).raw().tobytes() == without.tensor_bytes(MODEL, name) == slow.tensor_bytes(MODEL, name)
+        with pytest.raises(BaseNotFoundError):
+            archive.tensor("b").raw()
+        with pytest.raises(BaseNotFoundError):
+            archive.member_bytes("d/model.safetensors")
+        with pytest.raises(reference.NoBase):
+            without.tensor_bytes(MODEL, "b")
+        assert archive.member_bytes("d/other") == members[4].content
 
 
 def _good_files():
@@ -1009,12 +1277,17 @@ def _good_files():
     yield "opaque", lambda: _packed(b"never gonna give you up " * 400, "text", "default")
     yield "bare_f64", lambda: tzip.encode(strategies.array("normal", 300, 8, "f64").view("<f8").reshape(3, 100))
     yield "bare_0d", lambda: tzip.encode(np.float32(1.5))
+    # Archives that lean on others of these.
+    yield "delta", lambda: _packed(_moved(weights), "w.safetensors", "default", GOLDEN / "v0" / "bf16_default.tzip")
+    yield "delta_of_delta", lambda: _packed(_moved(_moved(weights)), "w.safetensors", "best", GOLDEN / "v0" / "delta.tzip")
+    yield "generated_deltas", lambda: _generated_deltas(_golden("bf16_default"), _golden("dtypes"))
 
 
 BAD = {
     "kind 4": "kind_4", "extent past its run": "extent_past_its_run", "name '..'": "name_dot_dot",
     "link to b'../x'": "link_leaves_the_root", "chunks swapped": "chunks_swapped",
-    "raw length 2^32 - 1 of a frame": "raw_length_of_4_gib",
+    "raw length 2^32 - 1 of a frame": "raw_length_of_4_gib", "inputs: overlap by a byte": "inputs_overlap",
+    "inputs: of an unknown kind": "input_kind_1",
 }  # fmt: skip
 
 
@@ -1034,7 +1307,18 @@ def _bad_files():
     flipped = bytearray(sound)
     flipped[sound.index(b"chnk") + 61] ^= 1
     yield "corrupt_flipped_bit", bytes(flipped)
+    yield "nobase_is_not_here", _golden("delta")
     yield "corrupt_sha256", archive_bytes([_file("a", b"abc", sha=b"\1" * 32)])
+
+
+# Golden archives that lean on others, after those that they lean on.
+LEANING = ("delta", "delta_of_delta", "generated_deltas")
+
+
+def _golden_bases():
+    """What the golden archives lean on."""
+    names = ("bf16_default", "dtypes", "delta")
+    return _bases_of(*(_golden(name) for name in names if (GOLDEN / "v0" / f"{name}.tzip").exists()))
 
 
 def _write_golden():
@@ -1048,7 +1332,7 @@ def _write_golden():
         if not path.exists():
             data = make()
             path.write_bytes(data)
-            members, _ = read_all_slowly(data)
+            members, _ = read_all_slowly(data, _golden_bases() if name in LEANING else None)
             lines += [f"{hashlib.sha256(c).hexdigest()}  {name}.tzip  {member}" for member, c in members.items()]
     sums.write_text("\n".join(lines) + "\n")
     for name, data in _bad_files():
@@ -1075,13 +1359,18 @@ def _golden_sums():
 @pytest.mark.parametrize("reader", [read_all, read_all_slowly], ids=["tzip", "reference"])
 @pytest.mark.parametrize("name", GOOD)
 def test_golden_files_decode_for_ever(name, reader):
-    members, _ = reader((GOLDEN / "v0" / name).read_bytes())
+    bases = None
+    if name.removesuffix(".tzip") in LEANING:
+        assert fate(reader, (GOLDEN / "v0" / name).read_bytes()) == "nobase"
+        bases = GOLDEN / "v0" if reader is read_all else _golden_bases()
+    members, _ = reader((GOLDEN / "v0" / name).read_bytes(), bases)
     assert {m: hashlib.sha256(c).hexdigest() for m, c in members.items()} == _golden_sums()[name]
 
 
 def test_no_golden_file_is_missing():
     assert sorted(_golden_sums()) == GOOD
-    assert len(GOOD) >= 9
+    assert len(GOOD) >= 12
+    assert {f"{name}.tzip" for name in LEANING} <= set(GOOD)
     assert sum(p.stat().st_size for p in GOLDEN.rglob("*") if p.is_file()) < 100_000
 
 
@@ -1186,7 +1475,7 @@ def test_the_columns_of_the_catalogue_are_the_texts():
     assert [name for name, _ in ours] == [name for name, _ in found[:-2]]
     assert [name for name, _ in strategies.COLUMNS] == [name for name, _ in found[:-2]]
     for (name, dtype), (_, kind) in zip(ours, found, strict=False):
-        assert dtype == np.dtype("u1" if name == "m_sha" else wire[kind]), name
+        assert dtype == np.dtype("u1" if kind == "32" else wire[kind]), name
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Damaged and lying archives: the right error or exactly the right bytes, no other exception, nothing left on disk."""
 
 import contextlib
+import hashlib
+import json
 import os
 import struct
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from forge import CHNK, DONE, Cat, Forged
 from strategies import CONSTANT, Entry
 
 import tzip
-from tzip import CorruptError, NotAnArchiveError, TruncatedError, TzipError, UnsupportedError, UsageError
+from tzip import BaseNotFoundError, CorruptError, NotAnArchiveError, TruncatedError, TzipError, UnsupportedError, UsageError
 
 KINDS = ("fast", "default", "best", "opaque", "tree", "middle")
 Sample = tuple[bytes, dict[str, bytes], dict[str, bytes]]
@@ -26,11 +28,11 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Sample]:
     return forge.small_archives(tmp_path_factory.mktemp("samples"))
 
 
-def use(data: bytes, files: dict[str, bytes], tensors: dict[str, bytes]) -> list[TzipError]:
+def use(data: bytes, files: dict[str, bytes], tensors: dict[str, bytes], base: Path | None = None) -> list[TzipError]:
     """Read everything; return the errors. What is returned must be right, and what is raised must be a TzipError."""
     errors: list[TzipError] = []
     try:
-        archive = tzip.open(data)
+        archive = tzip.open(data, base=base)
     except TzipError as e:
         return [e]
     with archive:
@@ -56,15 +58,17 @@ def use(data: bytes, files: dict[str, bytes], tensors: dict[str, bytes]) -> list
     return errors
 
 
-def refuse(data: bytes, folder: Path, kind: type[TzipError] | tuple[type[TzipError], ...] = TzipError) -> TzipError:
+def refuse(
+    data: bytes, folder: Path, kind: type[TzipError] | tuple[type[TzipError], ...] = TzipError, base: Path | None = None
+) -> TzipError:
     """Unpack and verify must raise an error of that kind; no file may be left. Return unpack's."""
     target = folder / "out"
     with pytest.raises(kind) as caught:
-        tzip.unpack(data, target, threads=1)
+        tzip.unpack(data, target, threads=1, base=base)
     left = [p for p in target.rglob("*") if not p.is_dir()] if target.exists() else []
     assert left == []
     with pytest.raises(kind):
-        tzip.verify(data, deep=True, threads=1)
+        tzip.verify(data, deep=True, threads=1, base=base)
     return caught.value
 
 
@@ -263,7 +267,7 @@ def tensor_names(f: Forged) -> None:
 
 BIG = 1 << 63
 CATALOGUES: dict[str, Callable[[Forged], None]] = {
-    **{f"count {n} = {v}": lie_counts(n, v) for n in range(10) for v in (0xFFFFFFFF, 9)},
+    **{f"count {n} = {v}": lie_counts(n, v) for n in range(12) for v in (0xFFFFFFFF, 9)},
     "no member": lambda f: f.index.counts.update({0: 0}),
     "member size": both(0, "m_size", 0, 5),
     "member size, huge": both(0, "m_size", 0, BIG + 5),
@@ -499,6 +503,7 @@ CHUNKS: dict[str, Callable[[bytearray], None]] = {
     "elements 0": put(32, "<I", 0),
     "elements huge": put(32, "<I", 0xFFFFFFFF),
     "width": put(37, "B", 4),
+    "an input and no delta": put(39, "B", 1),
     **{f"transform {t} without its header": put(38, "B", t) for t in reference._NAMED},
     "decoded sum": flip(40),
     "joined": put(49, "B", 3),
@@ -620,7 +625,7 @@ def test_unknown_codec_makes_only_its_tensor_unsupported(samples: dict[str, Samp
         assert archive.tensor("f").raw().tobytes() == tensors["f"]
 
 
-@pytest.mark.parametrize(("at", "value"), [(36, 6), (36, 255), (39, 1), (39, 4)])
+@pytest.mark.parametrize(("at", "value"), [(36, 6), (36, 255), (39, 2), (39, 255)])
 def test_unknown_split_or_inputs_are_unsupported(samples: dict[str, Sample], tmp_path: Path, at: int, value: int) -> None:
     f = Forged(samples["default"][0])
     change_chunk(f, 0, put(at, "B", value))
@@ -642,11 +647,250 @@ def test_unknown_dtype_layout_and_inputs_make_only_that_tensor_unsupported(sampl
             assert archive.tensor("f").raw().tobytes() == tensors["f"]
             assert archive.member_bytes("default.safetensors") == files["default.safetensors"]
     f = Forged(data)
-    f.set_both(0, "r_inputs", 0, 2)
+    f.add_input(0, 0, i_kind=1, i_length=1, i_file=b"x" * 32)
     with tzip.open(f.build()) as archive:
         with pytest.raises(UnsupportedError):
             archive["w"]
         assert archive.tensor("f").raw().tobytes() == tensors["f"]
+
+
+# ---------------------------------------------------------------- deltas
+
+
+Leaning = tuple[bytes, dict[str, bytes], dict[str, bytes], Path]
+
+
+@pytest.fixture(scope="module")
+def leaning(tmp_path_factory: pytest.TempPathFactory) -> Leaning:
+    """An archive of three runs with deltas, of elements of 2, 4 and 8 bytes, and one without; where its base is."""
+    folder = tmp_path_factory.mktemp("leaning")
+    rng = np.random.default_rng(3)
+    old, new = [], []
+    for name, dtype, word, shape in (
+        ("w", "BF16", "<u2", [66, 1000]),
+        ("f", "F32", "<u4", [66000]),
+        ("i", "I64", "<u8", [66000]),
+    ):
+        raw = noise_or_weights(66000, dtype)
+        words = np.frombuffer(raw, word).copy()
+        places = rng.choice(66000, 60 if name == "f" else 20_000, replace=False)
+        words[places] += rng.integers(-5, 6, places.size).astype(np.int64).astype(word)
+        # The first one has a row more than its base; the base's last element is another one.
+        words[-1:] ^= np.array(1, word)
+        more = raw[:2000] if name == "w" else b""
+        old.append((name, dtype, shape, raw))
+        new.append((name, dtype, [67, 1000] if more else shape, words.tobytes() + more))
+    new.append(("alone", "U8", [5000], forge.noise(5000, 8)))
+    (folder / "base").mkdir()
+    (folder / "base" / "old.safetensors").write_bytes(forge.safetensors_bytes(old))
+    path = folder / "new.safetensors"
+    path.write_bytes(forge.safetensors_bytes(new))
+    tzip.pack(path, folder / "new.tzip", base=folder / "base", threads=1)
+    data = (folder / "new.tzip").read_bytes()
+    chunks = [record for kind, record in Forged(data).records if kind == CHNK]
+    assert [record[38] for record in chunks] == [7, 7, 7, 0]
+    assert [bool(any(record[56:60])) for record in chunks[:3]] == [False, True, False]  # one has a mask
+    return data, {path.name: path.read_bytes()}, {name: raw for name, _, _, raw in new}, folder / "base"
+
+
+def noise_or_weights(n: int, dtype: str) -> bytes:
+    return forge.noise(8 * n) if dtype == "I64" else forge.weights(n, 4, dtype)
+
+
+def test_deltas_are_read_where_their_base_is(leaning: Leaning) -> None:
+    data, files, tensors, base = leaning
+    assert use(data, files, tensors, base) == []
+    assert use(Forged(data).build(), files, tensors, base) == []
+    errors = use(data, files, tensors)
+    assert [type(e) for e in errors] == [BaseNotFoundError] * 4
+    archive = reference.Archive(data, {(hash_of(base), name): raw for name, raw in base_tensors(base).items()})
+    assert archive.tensor_bytes(0, "f") == tensors["f"]
+
+
+def hash_of(base: Path) -> bytes:
+    return hashlib.sha256((base / "old.safetensors").read_bytes()).digest()
+
+
+def base_tensors(base: Path) -> dict[str, bytes]:
+    raw = (base / "old.safetensors").read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    return {name: raw[8 + length :][slice(*entry["data_offsets"])] for name, entry in header.items()}
+
+
+INPUT_LIES: dict[str, tuple[type[TzipError] | tuple[type[TzipError], ...], Callable[[Forged], None]]] = {
+    "no byte": (CorruptError, both(0, "i_length", 0, 0)),
+    "past the run": (CorruptError, both(0, "i_length", 1, 4 * 66000 + 1)),
+    "past the run by its offset": (CorruptError, both(0, "i_offset", 1, 1)),
+    "2^63 bytes": (CorruptError, both(0, "i_length", 1, BIG)),
+    "2^64 - 1 bytes": (CorruptError, both(0, "i_length", 1, (1 << 64) - 1)),
+    "at 2^64 - 8": (CorruptError, both(0, "i_offset", 1, (1 << 64) - 8)),
+    "past the base": (CorruptError, both(0, "i_length", 0, 134000)),
+    "from nowhere": (CorruptError, both(0, "i_file", 2, bytes(32))),
+    "none": (CorruptError, both(0, "r_inputs", 0, 0)),
+    "one more": (CorruptError, both(0, "r_inputs", 0, 2)),
+    "2^32 - 1": (CorruptError, both(0, "r_inputs", 3, 0xFFFFFFFF)),
+    "of the run without one": (CorruptError, lambda f: move_inputs(f, [1, 1, 0, 1])),
+    "of the next run": (CorruptError, lambda f: move_inputs(f, [0, 2, 1, 0])),
+    "offset, index": (CorruptError, index_only("i_offset", 0, 1)),
+    "kind, index": ((CorruptError, UnsupportedError), index_only("i_kind", 0, 1)),
+    "file, index": ((CorruptError, BaseNotFoundError), index_only("i_file", 0, b"x" * 32)),
+    "archive, index": (CorruptError, index_only("i_archive", 0, b"x" * 32)),
+    "name of the file is no UTF-8": (CorruptError, lambda f: rename_input(f, 5, b"\xff\xfe")),
+    "name of the tensor is no UTF-8": (CorruptError, lambda f: rename_input(f, 8, b"\xc3")),
+    "names that overrun": (CorruptError, both(0, "i_name", 0, 1 << 31)),
+    "another file": (BaseNotFoundError, both(0, "i_file", 0, b"x" * 32)),
+    "another tensor": (BaseNotFoundError, lambda f: rename_input(f, 8, b"other")),
+    "no tensor's name": (BaseNotFoundError, lambda f: rename_input(f, 8, b"")),
+    "another kind": (UnsupportedError, both(0, "i_kind", 0, 1)),
+    "kind 255": (UnsupportedError, both(0, "i_kind", 0, 255)),
+    # Of what fits in: the sums tell, or the classes before them.
+    "fewer bytes": (CorruptError, both(0, "i_length", 2, 4)),
+    "a tensor that is another one": (CorruptError, lambda f: rename_input(f, 9, b"i")),
+}
+
+
+def move_inputs(f: Forged, counts: list[int]) -> None:
+    for cat in (f.index, *f.members()):
+        cat.columns["r_inputs"] = np.array(counts, "<u4")
+
+
+def rename_input(f: Forged, i: int, name: bytes) -> None:
+    """Give the i-th name of the heap another text: member, 4 tensors, 3 files, 3 tensors of them."""
+    for cat in (f.index, *f.members()):
+        names = cat.names
+        assert len(names) == 11
+        names[i] = name
+        cat.names = names
+
+
+@pytest.mark.parametrize("lie", INPUT_LIES)
+def test_lying_inputs(leaning: Leaning, tmp_path: Path, lie: str) -> None:
+    data, files, tensors, base = leaning
+    kind, change = INPUT_LIES[lie]
+    f = Forged(data)
+    change(f)
+    data = f.build()
+    refuse(data, tmp_path, kind, base)
+    if lie.endswith(", index"):
+        return
+    assert use(data, {}, {}, base) == [] or kind is CorruptError
+    assert any(isinstance(e, kind) for e in use(data, files, tensors, base))
+    if kind is not CorruptError or lie in ("past the base", "fewer bytes", "a tensor that is another one"):
+        with tzip.open(data, base=base) as archive:  # the others are as they were
+            assert archive.tensor("alone").raw().tobytes() == tensors["alone"]
+            other = "w" if lie == "fewer bytes" else "i"
+            assert archive.tensor(other).raw().tobytes() == tensors[other]
+
+
+@pytest.mark.parametrize("name", ["r_inputs", "i_kind", "i_offset", "i_length", "i_archive", "i_file", "i_member", "i_name"])
+def test_every_bit_of_the_inputs(leaning: Leaning, name: str) -> None:
+    """In record and index alike: another thing is found, nothing, or an error; never other bytes."""
+    data, _, tensors, base = leaning
+    size = Forged(data).index[name].itemsize
+    for bit in range(0, 8 * size, 1 if size < 32 else 19):
+        f = Forged(data)
+        for cat in (f.index, *f.members()):
+            raw = bytearray(cat[name].tobytes())
+            raw[bit // 8] ^= 1 << bit % 8
+            cat.columns[name] = np.frombuffer(bytes(raw), cat[name].dtype).copy()
+        errors = use(f.build(), {}, {"alone": tensors["alone"], "w": tensors["w"]}, base)
+        assert errors or name in ("i_archive", "i_member")
+
+
+DELTA_LIES: dict[str, tuple[type[TzipError], Callable[[bytearray], None]]] = {
+    "no input": (CorruptError, put(39, "B", 0)),
+    "two inputs": (UnsupportedError, put(39, "B", 2)),
+    "255 inputs": (UnsupportedError, put(39, "B", 255)),
+    "no delta": (CorruptError, put(38, "B", 4)),
+    "transform 0": (CorruptError, put(38, "B", 0)),
+    "split of bytes": (CorruptError, put(36, "B", 0)),
+    "split of heads": (CorruptError, put(36, "B", 2)),
+    "m 0": (CorruptError, put(48, "<I", 0)),
+    "m less": (CorruptError, lambda r: put(48, "<I", struct.unpack_from("<I", r, 48)[0] - 1)(r)),
+    "m more": (CorruptError, lambda r: put(48, "<I", struct.unpack_from("<I", r, 48)[0] + 1)(r)),
+    "inner width": (CorruptError, put(52, "B", 1)),
+    "a 2": (CorruptError, put(53, "B", 2)),
+    "a 255": (CorruptError, put(53, "B", 255)),
+    "the other a": (CorruptError, flip(53)),
+    "reserved": (CorruptError, put(54, "<H", 1)),
+    "size of A": (CorruptError, put(56, "<I", 8250 * 8)),
+    "size of B": (CorruptError, put(60, "<I", 1)),
+    "b 2^11": (CorruptError, put(64, "<I", 1 << 11)),
+    "b 2^32 - 1": (CorruptError, put(64, "<I", 0xFFFFFFFF)),
+    "bits 0": (CorruptError, put(69, "B", 0)),
+    "bits 12": (CorruptError, put(69, "B", 12)),
+    "shift 255": (CorruptError, put(68, "B", 255)),
+    "shift too large": (CorruptError, lambda r: put(68, "B", 8 * r[37] - r[69] + 1)(r)),
+    "bits 2^16 more": (CorruptError, put(70, "B", 1)),
+    "v": (CorruptError, put(72, "<Q", 1)),
+    "v 2^63": (CorruptError, put(72, "<Q", BIG)),
+    "B has an entry": (CorruptError, put(96, "B", 1)),
+    **{f"class {k} has one more": (CorruptError, lambda r, k=k: bump(r, k, 1)) for k in range(8)},
+    "classes wrap": (CorruptError, lambda r: (bump(r, 0, 1 << 31), bump(r, 1, 1 << 31))[1]),
+    "class 0 of 2^32 - 1": (CorruptError, put(112, "<I", 0xFFFFFFFF)),
+    "one from class to class": (CorruptError, lambda r: (bump(r, largest_class(r), -1), bump(r, 7 - largest_class(r), 1))[1]),
+    "no classes": (CorruptError, lambda r: r.__setitem__(slice(112, 144), bytes(32))),
+    "an unknown codec": (UnsupportedError, put(144, "B", 99)),
+    "decoded sum": (CorruptError, flip(40)),
+    "payload": (CorruptError, flip(-20)),
+}
+
+
+def bump(r: bytearray, k: int, by: int) -> None:
+    at = 112 + 4 * k
+    struct.pack_into("<I", r, at, (struct.unpack_from("<I", r, at)[0] + by) % (1 << 32))
+
+
+def largest_class(r: bytearray) -> int:
+    sizes = struct.unpack_from("<8I", r, 112)
+    return sizes.index(max(sizes))
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("lie", DELTA_LIES)
+def test_lying_delta(leaning: Leaning, tmp_path: Path, lie: str, which: int) -> None:
+    data, _, tensors, base = leaning
+    kind, change = DELTA_LIES[lie]
+    f = Forged(data)
+    change_chunk(f, which, change)
+    data = f.build()
+    if which == 0:
+        refuse(data, tmp_path, kind, base)
+    with tzip.open(data, base=base) as archive:
+        for i, (name, raw) in enumerate(tensors.items()):
+            if i == which:
+                with pytest.raises(kind):
+                    archive.tensor(name).raw()
+            else:
+                assert archive.tensor(name).raw().tobytes() == raw
+
+
+def test_every_byte_of_a_delta_flipped_with_its_check_right(leaning: Leaning) -> None:
+    data, _, tensors, base = leaning
+    for which, name in enumerate(("w", "f", "i")):
+        good = Forged(data)
+        record = good.records[good.chunks()[which]][1]
+        places = [*range(24, 200), *range(200, len(record), len(record) // 60)]
+        for at in places:
+            f = Forged(data)
+            changed = bytearray(record)
+            changed[at] ^= 0xFF if at % 2 else 1 << at % 8
+            f.records[f.chunks()[which]][1] = forge.reseal(bytes(changed))
+            use(f.build(), {}, {name: tensors[name]}, base)
+
+
+def test_a_delta_in_a_run_without_inputs_is_corrupt(leaning: Leaning, tmp_path: Path) -> None:
+    data, _, tensors, base = leaning
+    f = Forged(data)
+    move_inputs(f, [0, 0, 0, 0])
+    for cat in (f.index, *f.members()):
+        names = cat.names
+        for column in ("i_kind", "i_offset", "i_length", "i_archive", "i_file", "i_member", "i_name"):
+            cat.columns[column] = cat[column][:0]
+        cat.names = names[:5]
+    refuse(f.build(), tmp_path, CorruptError, base)
+    assert use(f.build(), {}, {"alone": tensors["alone"]}, base) == []
 
 
 # ---------------------------------------------------------------- names
@@ -779,8 +1023,6 @@ def relink(data: bytes, target: bytes) -> bytes:
     cat = f.members()[link]
     extents = int(f.index["m_extents"][:link].sum())
     cat.inline = target
-    import hashlib
-
     for c, i, x in ((cat, 0, 0), (f.index, link, extents)):
         c.set("m_size", i, len(target))
         c.set("x_length", x, len(target))

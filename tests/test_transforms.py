@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tzip.coders import grid as grids
 from tzip.coders import order, sampling, transforms
 from tzip.coders.errors import CorruptError, UnsupportedError
-from tzip.coders.transforms import DIFFERENCE, GRID, OFFSET, PALETTE, ROWS, SPARSE, Transformed
+from tzip.coders.transforms import DELTA, DIFFERENCE, GRID, OFFSET, PALETTE, ROWS, SPARSE, Transformed
 from tzip.structure import find
 
 BF = ml_dtypes.bfloat16
@@ -333,6 +333,71 @@ def test_forged_headers_are_refused(kind):
         transforms.check(kind, size // width, 3, head)
 
 
+def _delta(n=1001, width=2, share=0.5, mode=0):
+    """A delta of random elements, of which a share is changed: the classes' sizes, the elements, those of the base."""
+    rng = np.random.default_rng([n, width, int(8 * share), mode])
+    base = rng.integers(0, 256, n * width, np.uint8)
+    words = base.view(f"<u{width}").copy()
+    places = np.flatnonzero(rng.random(n) < share)
+    words[places] ^= rng.integers(1, 256, places.size).astype(words.dtype)
+    coding = {0: {2: "bf16", 4: "f32", 8: "f64"}.get(width, "planes"), 1: "planes"}[mode]
+    t, groups = transforms.from_base(raw(words), width, coding, base)
+    inner = np.concatenate([g.view(np.uint8) for g in groups] or [np.zeros(0, np.uint8)])
+    room = np.concatenate((inner, np.zeros(64, np.uint8)))
+    return t, room, np.frombuffer(t.sizes, "<u4").astype(np.int64), raw(words), base
+
+
+@pytest.mark.parametrize("mode", [0, 1])
+@pytest.mark.parametrize("share", [0, 0.05, 0.5, 1])
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("n", [1, 8, 9, 1001, 70001])
+def test_deltas_are_exact(n, width, share, mode):
+    t, room, counts, data, base = _delta(n, width, share, mode)
+    head = header(t)
+    transforms.check(DELTA, n, width, head)
+    transforms.check_strings(DELTA, n, width, head, t.side_a, t.side_b)
+    assert counts.sum() == head.inner == (room.size - 64) // width
+    for at in (0, 1):  # not aligned
+        out = np.full(data.size + 1, 0xA5, np.uint8)
+        transforms.to_base(room, t.side_a, head, counts, width, base, out[at : at + data.size])
+        assert np.array_equal(out[at : at + data.size], data)
+    if 0 < head.inner < n:
+        where = np.unpackbits(t.side_a, count=n, bitorder="little").view(bool)
+        assert np.array_equal(where, (raw(data) != base).reshape(n, width).any(axis=1))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_forged_headers_of_deltas_are_refused(masked):
+    n, width = 1001, 2
+    head = header(_delta(n, width, 0.05 if masked else 1)[0])
+    assert (head.size_a == 126) == masked
+    transforms.check(DELTA, n, width, head)
+    transforms.check(DELTA, n, width, replace(head, a=1 - head.a, b=0, c=5 | 11 << 8))
+    transforms.check(DELTA, n, width, replace(head, b=1, c=15 | 1 << 8))
+    transforms.check(DELTA, n, width, Header(0, width, 0, 0, 0, 0, 1 << 8))
+    inner = {0, 1001, 1002} if masked else {1, 500, 1000, 1002}
+    flaws = {
+        "a": (2, 3, 16, 255), "inner_width": (1, 4, 8), "inner": (*inner, (1 << 20) + 1), "size_a": (1, 125, 127, 1001),
+        "size_b": (1, 126), "b": (1 << 8, 1 << 11, (1 << 32) - 1), "v": (1, 1 << 15, 1 << 63),
+        "c": (0, 7, 9 | 8 << 8, 4 | 12 << 8, 16 | 1 << 8, 255 | 1 << 8, 7 | 8 << 8 | 1 << 16, (1 << 32) - 1),
+    }  # fmt: skip
+    for name, value in ((name, value) for name, values in flaws.items() for value in values):
+        with pytest.raises(CorruptError):
+            transforms.check(DELTA, n, width, replace(head, **{name: value}))
+    for change in ({"b": 0, "c": 0}, {"b": 0, "c": 7}, {"b": 2, "c": 15 | 1 << 8}, {"b": 0, "c": 12 << 8}):
+        with pytest.raises(CorruptError):
+            transforms.check(DELTA, n, width, replace(head, **change))
+    if not masked:
+        with pytest.raises(CorruptError):
+            transforms.check(DELTA, n, width, replace(head, size_a=126))
+
+
+def test_a_delta_is_not_inverted_without_its_base():
+    t, room, _, data, _ = _delta()
+    with pytest.raises(CorruptError):
+        transforms.invert(DELTA, room[:-64], t.side_a, t.side_b, header(t), 2, np.empty(data.size, np.uint8))
+
+
 @pytest.mark.parametrize("kind", FORGED)
 def test_strings_of_another_size_than_the_header_says(kind):
     t, size, width = samples()[kind]
@@ -346,7 +411,7 @@ def test_strings_of_another_size_than_the_header_says(kind):
 
 
 def test_unknown_transforms_are_unsupported():
-    for kind in (0, 7, 255):
+    for kind in (0, 8, 255):
         with pytest.raises(UnsupportedError):
             transforms.check(kind, 1, 1, Header(1, 1))
         with pytest.raises(UnsupportedError):
