@@ -22,14 +22,26 @@ def kernel(function: F) -> F:
     allocates nothing, raises nothing, and calls only kernels of its own file: numba's cache is keyed on one
     file and does not notice edits in others (measured; tests/test_house.py enforces it).
     """
+    return _compiled(function, nogil=True)
+
+
+def quick_kernel(function: F) -> F:
+    """Compile a kernel that takes a few microseconds: it keeps the GIL.
+
+    Giving it up and getting it back takes longer, as soon as another thread wants it.
+    """
+    return _compiled(function, nogil=False)
+
+
+def _compiled(function: F, *, nogil: bool) -> F:
     try:
-        compiled = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+        compiled = numba.njit(nogil=nogil, cache=True, error_model="numpy")(function)
     except RuntimeError as e:  # neither the install nor the home folder can be written
         global _told
         if not _told:
             _told = True
-            warnings.warn(f"tzip compiles its kernels anew in every process: {e}", RuntimeWarning, stacklevel=2)
-        compiled = numba.njit(nogil=True, error_model="numpy")(function)
+            warnings.warn(f"tzip compiles its kernels anew in every process: {e}", RuntimeWarning, stacklevel=3)
+        compiled = numba.njit(nogil=nogil, error_model="numpy")(function)
     return cast(F, compiled)
 
 

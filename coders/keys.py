@@ -9,7 +9,7 @@ from typing import no_type_check
 import numpy as np
 
 from tzip.coders.arrays import I64
-from tzip.coders.jit import kernel
+from tzip.coders.jit import quick_kernel
 from tzip.coders.planes import Window
 from tzip.coders.tables import WINDOW
 
@@ -56,7 +56,7 @@ def _settle(window: Window, byte_counts: I64, escapes: int) -> Mapping:
     return Mapping(replace(window, instead=frequent), byte_counts, escapes)
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _map(counts: I64, limit: int, wide: bool, holes: bool, found: I64, byte_counts: I64) -> int:
     """Put low, high and whether key 0 has a byte into `found`; return the number of escapes.
@@ -109,7 +109,7 @@ def _map(counts: I64, limit: int, wide: bool, holes: bool, found: I64, byte_coun
     return escapes
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _map_again(counts: I64, low: int, high: int, base: int, zero: bool, byte_counts: I64) -> int:
     """Return the number of escapes. Needs: high < counts.size; high - base < 256; byte_counts (256,), zero."""

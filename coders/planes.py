@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 
 from tzip.coders import rows
 from tzip.coders.arrays import I64, U8, U16, U32, Words
-from tzip.coders.jit import kernel
+from tzip.coders.jit import kernel, quick_kernel
 from tzip.coders.scratch import borrow, recycle
 
 
@@ -247,7 +247,7 @@ def _count_rests(words: Words, shift: int, low: int, signed: bool, every: int, c
             counts[((x >> up) & sign) | ((x >> s) & mask)] += every
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _signs(words: Words, shift: int) -> int:
     """Stops as soon as both signs were seen."""

@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from tzip.coders import rans_avx2, rans_avx512, rans_portable
 from tzip.coders.arrays import I64, U8, U16, U32, U64, Words
 from tzip.coders.errors import CorruptError, TruncatedError
-from tzip.coders.jit import AVX2, AVX512, kernel, tier
+from tzip.coders.jit import AVX2, AVX512, kernel, quick_kernel, tier
 from tzip.coders.planes import join
 from tzip.coders.scratch import borrow, recycle
 from tzip.coders.tables import read_range, segment_size, write_range
@@ -377,7 +377,7 @@ def _load32(typingctx, array, offset):
     return types.uint32(array, types.int64), codegen
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _read_entries(payload: U8, start: int, lo: int, count: int, size: int, freq: I64) -> int:
     """Read `count` entries from byte `start` on into freq[lo …]; return 1 when they add up and nothing else follows.
@@ -398,7 +398,7 @@ def _read_entries(payload: U8, start: int, lo: int, count: int, size: int, freq:
     return 1 if total == 4096 and rubbish == 0 else 0
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _short_bits(freq: I64, hi: int) -> int:
     """Return the bits of Elias gamma codes of frequency + 1 for bytes 0 … hi."""
@@ -412,7 +412,7 @@ def _short_bits(freq: I64, hi: int) -> int:
     return bits
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _write_short(freq: I64, hi: int, out: U8) -> None:
     """Write the gamma codes of frequency + 1 from byte 2 on: as many zeros as bits follow the top one, then all bits, the
@@ -430,7 +430,7 @@ def _write_short(freq: I64, hi: int, out: U8) -> None:
             at += 1
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _read_short(payload: U8, hi: int, freq: I64) -> int:
     """Return the bytes of the table, -1 when the payload ends within it, 0 when it is none.
@@ -466,7 +466,7 @@ def _read_short(payload: U8, hi: int, freq: I64) -> int:
     return size
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _fill_slots(freq: I64, order: I64, slots: U32) -> None:
     """Needs: slots (4096,); the frequencies of the bytes in `order` add up to 4096."""
@@ -478,7 +478,7 @@ def _fill_slots(freq: I64, order: I64, slots: U32) -> None:
             at += 1
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _fill_vectors(sizes: I64, order: I64, vectors: U8) -> None:
     """Fill the tables of the AVX-512 decoder.
@@ -507,7 +507,7 @@ def _fill_vectors(sizes: I64, order: I64, vectors: U8) -> None:
         at += f
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _fill_encoders(freq: I64, order: I64, lo: int, encoders: U8) -> None:
     """Needs: encoders (4 K + 1,), zero; K > byte - lo for all bytes in `order`."""
@@ -524,7 +524,7 @@ def _fill_encoders(freq: I64, order: I64, lo: int, encoders: U8) -> None:
     encoders[4 * count] = np.uint8(lo)
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _quantize(counts: I64, log2: I64, freq: I64) -> None:
     """Needs: counts >= 0 with two or more not 0, their sum below 2**50; freq zero."""
@@ -555,7 +555,7 @@ def _quantize(counts: I64, log2: I64, freq: I64) -> None:
         left -= step
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _cost(counts: I64, freq: I64, log2: I64) -> int:
     """Return the cost in 1/65536 bits. Needs: freq <= 4096."""
@@ -566,7 +566,7 @@ def _cost(counts: I64, freq: I64, log2: I64) -> int:
     return total
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _begin(n: int, segment: int, places: I64, states: U32) -> None:
     """Set the rows left of every segment, the byte where the room for its words ends, and the symbol where it ends.
@@ -581,7 +581,7 @@ def _begin(n: int, segment: int, places: I64, states: U32) -> None:
         states[i] = np.uint32(32768)
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _open(buffer: U8, counts: int, words: int, stop: int, n: int, segment: int, states: U32, fields: I64) -> int:
     """Read counts and states from byte `counts` on; return 0, 1 (counts do not fit words … stop) or 2 (a bad state).
@@ -636,7 +636,7 @@ def _decode_rows(buffer: U8, at: int, stop: int, x: U32, first: int, slots: U32,
     return at
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _decode(buffer: U8, at: I64, end: I64, symbol: I64, x: U32, slots: U32, segment: int, n: int, out: U8) -> int:
     """Decode what is left of all segments; return 0, or 1 + the number of the first that does not end as it should.

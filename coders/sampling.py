@@ -10,7 +10,7 @@ from typing import no_type_check
 import numpy as np
 
 from tzip.coders.arrays import I64, U32, U64, Words
-from tzip.coders.jit import kernel
+from tzip.coders.jit import kernel, quick_kernel
 
 RUNS, RUN = 32, 32
 _SLOTS = 1024
@@ -93,7 +93,7 @@ def entropy(counts: Words) -> int:
     return int(_entropy(counts, int(counts.sum()), log_table())) >> 16 if counts.size else 0
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _look(sample: U64, bits: int, keys: U64, counts: U32, info: I64) -> int:
     """Return the most frequent value. info: elements seen, values, elements equal to it, whether all steps are equal.

@@ -7,7 +7,7 @@ import numpy as np
 
 from tzip.coders.arrays import I64, U8, U16, U32
 from tzip.coders.errors import CorruptError, TruncatedError
-from tzip.coders.jit import kernel
+from tzip.coders.jit import quick_kernel
 
 POSITION_BITS = 18
 MAX_SEGMENT = 1 << 17
@@ -60,7 +60,7 @@ def read_escapes(payload: U8, n: int, width: int) -> tuple[U32, U16]:
     return positions, symbols
 
 
-@kernel
+@quick_kernel
 @no_type_check
 def _read_escapes(payload: U8, n: int, width: int, positions: U32, symbols: U16) -> int:
     """Return 1 when all are fine. Needs: payload.size == 4 positions.size == 4 symbols.size."""

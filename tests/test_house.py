@@ -91,7 +91,7 @@ def _made(assignment: ast.Assign, makers: set[str]) -> set[str]:
 
 
 def _is_kernel(function: ast.FunctionDef) -> bool:
-    return any(isinstance(d, ast.Name) and d.id == "kernel" for d in function.decorator_list)
+    return any(isinstance(d, ast.Name) and d.id in ("kernel", "quick_kernel") for d in function.decorator_list)
 
 
 def test_coders_know_no_files_and_formats_call_no_codec():
