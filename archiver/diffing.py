@@ -10,14 +10,12 @@ import numpy as np
 
 from tzip.archive import opener
 from tzip.bases import Base, Bases
-from tzip.coders import delta
+from tzip.coders import delta, transforms
 from tzip.coders.arrays import U8, Words
 from tzip.coders.errors import UsageError
 from tzip.coders.planes import WORD
 from tzip.coders.sampling import counts_of, entropy
 from tzip.formats.layout import CHUNK_ELEMENTS
-
-_FLOATS = ("bf16", "f16", "f32", "f64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,8 @@ def _compare(name: str, old: Base | None, new: Base | None) -> TensorDiff:
     if old.dtype is not new.dtype or old.shape != new.shape:
         return TensorDiff(name, "other", new.dtype.name, new.shape)
     width, coding = new.dtype.width, new.dtype.coding
-    mode = delta.ORDERED if coding in _FLOATS else delta.PLAIN
+    mode = transforms.delta_mode(coding)
+    is_float = mode == delta.ORDERED
     counts = np.zeros((width, 256), np.int64)
     same = squares = old_squares = 0.0
     step = CHUNK_ELEMENTS * width
@@ -85,7 +84,7 @@ def _compare(name: str, old: Base | None, new: Base | None) -> TensorDiff:
         same += float(np.count_nonzero(apart == 0))
         for k in range(width):
             counts[k] += counts_of(apart, 8 * k, 8)
-        if coding in _FLOATS:
+        if is_float:
             dtype = new.dtype.numpy()
             assert dtype is not None  # all floats have one
             wide = np.complex128 if new.dtype.name.startswith("C") else np.float64
@@ -97,7 +96,7 @@ def _compare(name: str, old: Base | None, new: Base | None) -> TensorDiff:
     if same == elements:
         return TensorDiff(name, "equal", new.dtype.name, new.shape, 1.0)
     bits = sum(entropy(c) for c in counts) / elements
-    norms = (math.sqrt(squares), math.sqrt(old_squares)) if coding in _FLOATS else (None, None)
+    norms = (math.sqrt(squares), math.sqrt(old_squares)) if is_float else (None, None)
     return TensorDiff(name, "changed", new.dtype.name, new.shape, same / elements, bits, *norms)
 
 

@@ -61,11 +61,11 @@ def uninstall() -> None:
             _rebind([(ours, theirs)])
         _replaced.clear()
         for before, after in _path:
-            now = os.environ.get("PYTHONPATH", "")
-            if now != after:  # somebody has added something
-                before = os.pathsep.join(p for p in now.split(os.pathsep) if p != BOOTSTRAP)
+            now = os.environ.get("PYTHONPATH")
+            if now != after:  # somebody has changed it meanwhile
+                before = None if now is None else os.pathsep.join(p for p in now.split(os.pathsep) if p != BOOTSTRAP)
             if before is None:
-                del os.environ["PYTHONPATH"]
+                os.environ.pop("PYTHONPATH", None)
             else:
                 os.environ["PYTHONPATH"] = before
         _path.clear()

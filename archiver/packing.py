@@ -45,7 +45,7 @@ from tzip.formats.layout import CHUNK_ELEMENTS, DONE, MEMBER, ArchiveHeader, Chu
 from tzip.formats.names import check_name
 from tzip.formats.source import Source, open_source
 from tzip.formats.writer import ArchiveWriter
-from tzip.plan import Level, level_named
+from tzip.plan import level_named
 from tzip.tree import Item, collect
 from tzip.verifying import verify
 from tzip.version import __version__
@@ -108,7 +108,7 @@ class Packer:
         self.writer = ArchiveWriter(out, resume=options.resume)
         self.level = level_named(options.level)
         self.workers = workers
-        self.work = encode_and_prove if options.prove else encode_chunk
+        self.prove = options.prove
         self.sha256 = options.sha256
         self.strict = options.strict
         self.progress = options.progress or (lambda n: None)
@@ -286,7 +286,10 @@ class Packer:
     def _encode_one(self, raw: U8, run: Run, chunk: int) -> EncodedChunk:
         first = chunk * CHUNK_ELEMENTS
         base = run.base_bytes(first * run.width, raw.size)  # before scratch memory is used: an archive may have to be decoded
-        return self.work(raw, run.width, run.coding, self.level, run.ordinal, chunk, run.row, first, base)
+        encoded = encode_chunk(raw, run.width, run.coding, self.level, run.ordinal, chunk, run.row, first, base)
+        if self.prove:
+            prove(encoded, raw, run, chunk, base)
+        return encoded
 
     def _earlier(self, raw: U8, run: Run, chunk: int) -> EncodedChunk | None:
         """Return the chunk that an interrupted run has written here, when it is sound and holds these bytes."""
@@ -404,28 +407,16 @@ class Packer:
         self.members[-1] = MemberReport(item.name, size, digest.hex() if digest else None)
 
 
-def encode_and_prove(
-    raw: U8,
-    width: int,
-    coding: str,
-    level: Level,
-    run: int,
-    chunk: int,
-    row: int = 0,
-    first: int = 0,
-    base: U8 | None = None,
-) -> EncodedChunk:
-    """Encode a chunk, decode it again and compare it with the source, byte by byte."""
-    encoded = encode_chunk(raw, width, coding, level, run, chunk, row, first, base)
+def prove(encoded: EncodedChunk, raw: U8, run: Run, chunk: int, base: U8 | None) -> None:
+    """Decode a chunk again and compare it with its source, byte by byte."""
     length = len(encoded.record)
     buffer = borrow("proof record", length + SLACK)
     buffer[:length] = np.frombuffer(encoded.record, np.uint8)
     buffer[length:] = 0
     decoded = borrow("proof", raw.size)
-    decode_chunk(buffer, length, run, chunk, raw.size // width, width, decoded, base=base)
+    decode_chunk(buffer, length, run.ordinal, chunk, raw.size // run.width, run.width, decoded, base=base)
     if not same_bytes(decoded, raw):
         raise CorruptError("tzip is at fault: a chunk does not decode to its source; nothing was written")
-    return encoded
 
 
 class _ArraySource(Source):

@@ -63,8 +63,7 @@ def by_class(apart: Words, classes: U8) -> list[Words]:
     ends = np.arange(CLASSES) * each
     first = 0
     if tier() == AVX512 and apart.itemsize in (2, 4):
-        partition = _partition_16 if apart.itemsize == 2 else _partition_32
-        first = partition(apart, classes, ends, room)
+        first = _partition_vectors(apart, classes, ends, room)
     _partition(apart, classes, first, ends, room)
     return [room[k * each : end] for k, end in enumerate(ends.tolist())]
 
@@ -78,8 +77,7 @@ def in_order(inner: Words, classes: U8, counts: I64) -> Words:
     places = np.cumsum(counts) - counts
     first = 0
     if tier() == AVX512 and inner.itemsize in (2, 4):
-        collect = _collect_16 if inner.itemsize == 2 else _collect_32
-        first = collect(inner, classes, places, apart)
+        first = _collect_vectors(inner, classes, places, apart)
     _collect(inner, classes, first, places, apart)
     return apart
 
@@ -214,26 +212,26 @@ def _masks(builder, classes, offset, lanes):
     return found
 
 
-def _step(width: int, back: bool) -> Callable[..., Any]:
-    """Make the intrinsic that moves one vector of elements of `width` bytes to the places of their classes, or back."""
-    lanes = 64 // width
-    element = ir.IntType(8 * width)
-    vector = ir.VectorType(element, lanes)
-    name = f"llvm.x86.avx512.mask.{'expand' if back else 'compress'}.v{lanes}i{8 * width}"
+def _step(back: bool) -> Callable[..., Any]:
+    """Make the intrinsic that moves one vector of elements to the places of their classes, or back."""
 
     @intrinsic
     @no_type_check
     def step(typingctx, apart, classes, i, places, sorted_):
-        """Move elements i … i + lanes - 1, and the places of the classes. Needs: a vector's room behind each place."""
+        """Move a vector of elements, from i on, and the places of the classes. Needs: a vector's room behind each place."""
 
         def codegen(context, builder, signature, args):
+            bits = signature.args[0].dtype.bitwidth
+            lanes = 512 // bits
+            vector = ir.VectorType(ir.IntType(bits), lanes)
+            name = f"llvm.x86.avx512.mask.{'expand' if back else 'compress'}.v{lanes}i{bits}"
             apart, classes, places, room = (_data(context, builder, signature, args, k) for k in (0, 1, 3, 4))
-            here = _at(builder, apart, builder.mul(args[2], _word(width)), vector)
+            here = _at(builder, apart, builder.mul(args[2], _word(bits // 8)), vector)
             value = ir.Constant(vector, None) if back else builder.load(here, align=1)
             for k, (mask, count) in enumerate(_masks(builder, classes, args[2], lanes)):
                 place = _at(builder, places, _word(8 * k), _I64)
                 now = builder.load(place)
-                there = _at(builder, room, builder.mul(now, _word(width)), vector)
+                there = _at(builder, room, builder.mul(now, _word(bits // 8)), vector)
                 if back:
                     value = _call(builder, name, vector, builder.load(there, align=1), value, mask)
                 else:
@@ -248,43 +246,35 @@ def _step(width: int, back: bool) -> Callable[..., Any]:
     return step  # type: ignore[no-any-return]
 
 
-_split_16, _split_32, _join_16, _join_32 = _step(2, False), _step(4, False), _step(2, True), _step(4, True)
+_split, _join = _step(False), _step(True)
 
 
 @kernel
 @no_type_check
-def _partition_16(apart: Words, classes: U8, ends: I64, room: Words) -> int:
-    """Do what `_partition` does with whole vectors; return how many elements that were. Needs: 64 bytes behind all ends."""
-    for i in range(0, apart.size // 32 * 32, 32):
-        _split_16(apart, classes, i, ends, room)
-    return apart.size // 32 * 32
+def _partition_vectors(apart: Words, classes: U8, ends: I64, room: Words) -> int:
+    """Do what `_partition` does with whole vectors; return how many elements that were.
+
+    Needs: elements of 16 or 32 bits; 64 bytes behind all ends; AVX-512.
+    """
+    lanes = 64 // apart.itemsize
+    whole = apart.size // lanes * lanes
+    for i in range(0, whole, lanes):
+        _split(apart, classes, i, ends, room)
+    return whole
 
 
 @kernel
 @no_type_check
-def _partition_32(apart: Words, classes: U8, ends: I64, room: Words) -> int:
-    """Do what `_partition` does with whole vectors; return how many elements that were. Needs: 64 bytes behind all ends."""
-    for i in range(0, apart.size // 16 * 16, 16):
-        _split_32(apart, classes, i, ends, room)
-    return apart.size // 16 * 16
+def _collect_vectors(inner: Words, classes: U8, places: I64, apart: Words) -> int:
+    """Do what `_collect` does with whole vectors; return how many elements that were.
 
-
-@kernel
-@no_type_check
-def _collect_16(inner: Words, classes: U8, places: I64, apart: Words) -> int:
-    """Do what `_collect` does with whole vectors; return how many elements that were. Needs: 64 bytes behind all places."""
-    for i in range(0, apart.size // 32 * 32, 32):
-        _join_16(apart, classes, i, places, inner)
-    return apart.size // 32 * 32
-
-
-@kernel
-@no_type_check
-def _collect_32(inner: Words, classes: U8, places: I64, apart: Words) -> int:
-    """Do what `_collect` does with whole vectors; return how many elements that were. Needs: 64 bytes behind all places."""
-    for i in range(0, apart.size // 16 * 16, 16):
-        _join_32(apart, classes, i, places, inner)
-    return apart.size // 16 * 16
+    Needs: elements of 16 or 32 bits; 64 bytes behind all places; AVX-512.
+    """
+    lanes = 64 // apart.itemsize
+    whole = apart.size // lanes * lanes
+    for i in range(0, whole, lanes):
+        _join(apart, classes, i, places, inner)
+    return whole
 
 
 @intrinsic

@@ -225,6 +225,11 @@ _FEW = 1 << 16  # changed elements
 _FIELDS = {"bf16": (7, 8), "f16": (10, 5), "f32": (23, 8), "f64": (52, 11)}
 
 
+def delta_mode(coding: str) -> int:
+    """Return how elements of that coding become integers whose differences are small."""
+    return delta.ORDERED if coding in _FIELDS else delta.PLAIN
+
+
 def from_base(raw: U8, width: int, coding: str, base: U8) -> tuple[Transformed, list[Words]]:
     """Return elements, shape (n * width,) as bytes, as differences from as many of a base, and these class by class.
 
@@ -233,7 +238,7 @@ def from_base(raw: U8, width: int, coding: str, base: U8) -> tuple[Transformed, 
     """
     words, earlier = _words(raw, width), _words(base, width)
     shift, bits = _FIELDS.get(coding, (8 * width - 5, 4))
-    mode = delta.ORDERED if coding in _FIELDS else delta.PLAIN
+    mode = delta_mode(coding)
     n = words.size
     apart = delta.subtract(words, earlier, mode)
     changed = int(np.count_nonzero(apart))

@@ -552,14 +552,14 @@ def test_pack_resumes_after_kills(tmp_path: Path, large: Path, monkeypatch: pyte
     from tzip import packing
 
     encoded = 0
-    original = packing.encode_and_prove
+    original = packing.encode_chunk
 
     def counted(*args: Any) -> Any:
         nonlocal encoded
         encoded += 1
         return original(*args)
 
-    monkeypatch.setattr(packing, "encode_and_prove", counted)
+    monkeypatch.setattr(packing, "encode_chunk", counted)
     stood = size_of(partial)
     if not target.exists():
         tzip.pack(large, target, level="best", resume=True, threads=2)

@@ -612,6 +612,20 @@ def test_another_sitecustomize_runs_too(tmp_path: Path, packed: Path) -> None:
     assert said("-c", text, env=clean(PYTHONPATH=path)).split() == ["right", "sitecustomize", custom, custom]
 
 
+@pytest.mark.parametrize("linked", ["folder", "file"])
+def test_a_folder_known_by_two_names_is_read_once(tmp_path: Path, packed: Path, linked: str) -> None:
+    """As where an editable install links to the files, or PYTHONPATH names a link to the folder."""
+    other = tmp_path / "other"
+    if linked == "folder":
+        other.symlink_to(BOOTSTRAP, target_is_directory=True)
+    else:
+        other.mkdir()
+        (other / "sitecustomize.py").symlink_to(BOOTSTRAP / "sitecustomize.py")
+    for path in ([other], [other, BOOTSTRAP], [BOOTSTRAP, other]):
+        environment = clean(PYTHONPATH=os.pathsep.join(map(str, path)))
+        assert said("-c", f"{READ}\nprint(read({str(packed)!r}))", env=environment) == "right"
+
+
 def test_another_sitecustomize_that_fails_fails_as_ever(tmp_path: Path, packed: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("raise ValueError('mine')\n")
     alone = python("-c", "print(1)", env=clean(PYTHONPATH=str(tmp_path)))

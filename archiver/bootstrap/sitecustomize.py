@@ -11,10 +11,10 @@ with contextlib.suppress(Exception):  # whatever is wrong with tzip, the interpr
 
     tzip.hook.watch()
 
-# The sitecustomize that this one hides.
-_here = os.path.dirname(os.path.realpath(__file__))
+# The sitecustomize that this one hides. A folder is ours when its file is: both may be known by several names.
+_here = os.path.realpath(__file__)
 _spec = importlib.machinery.PathFinder.find_spec(
-    "sitecustomize", [p for p in sys.path if os.path.realpath(p or os.curdir) != _here]
+    "sitecustomize", [p for p in sys.path if os.path.realpath(os.path.join(p, "sitecustomize.py")) != _here]
 )
 if _spec is not None and _spec.loader is not None:
     _module = importlib.util.module_from_spec(_spec)
