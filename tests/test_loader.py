@@ -2010,3 +2010,21 @@ def test_importing_the_names_reads_no_framework() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_archive_whose_tensors_were_not_recorded_is_not_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another writer may have packed a safetensors file as plain bytes: nothing is read then, rather than no tensors."""
+    from tzip.formats import safetensors_header
+
+    header = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+    (tmp_path / "m.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
+
+    def refuse(*_: object) -> None:
+        raise safetensors_header.HeaderError("not looked at")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors_header, "parse", refuse)
+        with pytest.warns(UserWarning, match="packed as plain bytes"):
+            tzip.pack(tmp_path / "m.safetensors", tmp_path / "m.tzip")
+    with pytest.raises(SafetensorError, match="0 safetensors files"):
+        ours.safe_open(tmp_path / "m.tzip", "np")

@@ -302,6 +302,17 @@ def test_wrong_bytes_of_the_right_length_are_not_kept(server: Server, archive: b
         assert opened["w"].tobytes() == SMALL
 
 
+def test_what_is_read_again_is_fetched_again(server: Server) -> None:
+    """Its bytes may have been wrong; and a span is given up when its last piece was read."""
+    server.files["f"] = BIG[:100_000]
+    with remote.RemoteSource(server.url("f")) as source:
+        source.expect([(0, 1000), (1000, 1000)])
+        server.requests.clear()
+        for offset in (0, 1000, 0, 1000):
+            assert source.read_at(offset, 1000) == BIG[offset : offset + 1000]
+        assert server.ranges() == [(0, 2000), (0, 1000), (1000, 2000)]
+
+
 @pytest.mark.parametrize("fault", ["no ranges", "sizeless", "cut", "error"])
 def test_the_command_says_what_is_wrong_with_a_server(server: Server, archive: bytes, fault: str) -> None:
     server.files["m.tzip"] = archive
