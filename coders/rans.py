@@ -82,7 +82,7 @@ class RansTable:
 
     @cached_property
     def _short_size(self) -> int:
-        bits = int(_short_bits(self.freq, self.highest))
+        bits = int(_gamma_bits()[self.freq[: self.highest + 1]].sum())
         return 2 + (bits + 15) // 16 * 2
 
     @classmethod
@@ -187,6 +187,12 @@ def _sparse_size(lo: int, hi: int, count: int) -> int:
 def _stored_size(lo: int, hi: int) -> int:
     size = 2 + (12 * (hi - lo + 1) + 7) // 8
     return size + size % 2
+
+
+@cache
+def _gamma_bits() -> I64:
+    """Return the bits of the Elias gamma code of a frequency + 1, for frequencies 0 … 4096."""
+    return np.array([2 * (f + 1).bit_length() - 1 for f in range(TOTAL + 1)], np.int64)
 
 
 @cache
@@ -396,20 +402,6 @@ def _read_entries(payload: U8, start: int, lo: int, count: int, size: int, freq:
     for at in range(start + (12 * count + 7 >> 3), size):
         rubbish |= np.int64(payload[at])
     return 1 if total == 4096 and rubbish == 0 else 0
-
-
-@quick_kernel
-@no_type_check
-def _short_bits(freq: I64, hi: int) -> int:
-    """Return the bits of Elias gamma codes of frequency + 1 for bytes 0 … hi."""
-    bits = 0
-    for byte in range(hi + 1):
-        v = freq[byte] + 1
-        while v > 1:
-            bits += 2
-            v >>= 1
-        bits += 1
-    return bits
 
 
 @quick_kernel
