@@ -26,7 +26,6 @@ from tzip.coders.tables import read_range, segment_size, write_range
 LANES = 32
 PROB_BITS = 12
 TOTAL = 1 << PROB_BITS
-LOW = 1 << 15  # states rest in [LOW, LOW << 16)
 _NO_REST: U8 = np.empty(0, np.uint8)
 _NO_SLOTS: U32 = np.zeros(0, np.uint32)
 NARROW = 128  # tables over at most so many bytes decode fastest

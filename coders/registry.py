@@ -24,7 +24,7 @@ CODECS = {
         Codec(RANS, "rans", 0),
     )
 }
-RESERVED = {5: "pivot", 6: "context mixing", 7: "adaptive range coder"} | dict.fromkeys(range(8, 16), "difference")
+RESERVED = {5: "pivot", 6: "context mixing", 7: "adaptive range coder"} | dict.fromkeys(range(8, 16), "not named yet")
 
 
 def names_of(mask: int) -> list[str]:

@@ -9,7 +9,6 @@ from tzip.coders.arrays import I64, U8, U16, U32
 from tzip.coders.errors import CorruptError, TruncatedError
 from tzip.coders.jit import quick_kernel
 
-POSITION_BITS = 18
 MAX_SEGMENT = 1 << 17
 ESCAPE_BITS = 32  # what one escape costs
 WINDOW = 254  # bytes 1 … 254 stand for base + 1 … base + 254 when symbols are wider than 8 bits

@@ -21,7 +21,6 @@ from tzip.formats.dtypes import Dtype
 from tzip.safetensors import frameworks
 from tzip.safetensors.opening import GENUINE_OPEN
 from tzip.safetensors.prefetch import PrefetchLoader
-from tzip.workers import Workers
 
 _SMALL = 1 << 20  # bytes of a header without tensors
 _NONE: Mapping[str, Any] = {}
@@ -83,8 +82,7 @@ class Contents:
         size = int(index["m_size"][member])
         if int(index["m_tensors"][member]) or not 8 < size <= _SMALL:
             return bool(int(index["m_tensors"][member]))
-        with Workers(1) as workers:
-            content = b"".join(part.tobytes() for part in self.archive.checked_stream(member, workers))
+        content = self.archive.member_bytes(index.member_names[member])
         try:
             _, spans = safetensors_header.parse(lambda offset, n: content[offset : offset + n], size)
         except safetensors_header.HeaderError:
