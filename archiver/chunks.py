@@ -13,6 +13,7 @@ from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.huffman import SLACK, HuffmanTable
 from tzip.coders.planes import BYTES, PLANES, SPLITS, WORD, Split
 from tzip.coders.rans import RansTable
+from tzip.coders.record_decoder import decode_record
 from tzip.coders.registry import CODECS, CONSTANT, HUFFMAN, RANS, RAW, ZSTD
 from tzip.coders.scratch import borrow
 from tzip.coders.sums import Sum, sum64
@@ -208,6 +209,8 @@ def decode_chunk(
     buffer = buffer.view()
     buffer.flags.writeable = False  # kernels are compiled for the one or the other
     record = buffer[:length]
+    if base is None and _at_once(buffer, length, run, chunk, elements, width, out, check):
+        return
     if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):
         raise CorruptError("a chunk record does not match its check")
     layout = read_blocks(memoryview(record), run, chunk, elements, width)
@@ -231,6 +234,29 @@ def decode_chunk(
         total.add(out)
     if total.value() != layout.head.decoded_sum:
         raise CorruptError("decoded bytes do not match their sum")
+
+
+def _at_once(
+    buffer: U8, length: int, run: int, chunk: int, elements: int, width: int, out: U8, check: int | None
+) -> bool:
+    """Decode a record of the usual form with one call; return False, with `out` unspecified, when it is none or is wrong."""
+    seen = memoryview(buffer)
+    head = ChunkHead.read(seen)
+    fits = head.length == length and length % ALIGN == 0 and 64 <= length <= MAX_RECORD
+    same = (head.run, head.chunk, head.elements, head.width) == (run, chunk, elements, width)
+    split = SPLITS.get(head.split)
+    if not fits or not same or head.transform or head.inputs or split is None or split.head is None or split.width != width:
+        return False
+    size = group_size(elements)
+    groups = -(-elements // size)
+    rest = ChunkHead.SIZE + Block.SIZE * groups
+    if rest + Block.SIZE > length:
+        return False
+    codec, joined, signs = seen[ChunkHead.SIZE], seen[rest + 1], seen[rest + 3] >> 1
+    if check is None:
+        check = int.from_bytes(seen[8:16], "little")
+    sum_ = head.decoded_sum
+    return decode_record(buffer, length, check, ChunkHead.SIZE, split, elements, size, joined, signs, codec, sum_, out)
 
 
 def _decode_transformed(

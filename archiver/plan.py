@@ -49,7 +49,7 @@ SAMPLE = 1 << 16  # keys of a chunk that are counted at least: their tables are 
 _EVERY = 16
 _DENSE_EVERY = 64  # 4,096 samples of a full group say whether its bytes are even
 _MANY = 32768  # keys from which the widest, and a level's first codec, win unless nothing pays
-_SMALL = 8192  # symbols below which everything is counted
+DENSE = 8192  # symbols below which everything is counted
 _WORTH = 128  # a raw plane is coded when that saves more than 1/128 of it: less is not worth the decoder's time
 
 
@@ -119,12 +119,12 @@ def looks_dense(counts: I64, bits: int, level: Level) -> bool:
 def dense_byte(words: Words, shift: int, level: Level) -> bool:
     """Say whether a byte plane of a group is not worth counting, by a sample."""
     every = _DENSE_EVERY // 8 if level.exhaustive else _DENSE_EVERY
-    return words.size >= _SMALL and looks_dense(planes.byte_counts(words, shift, every), 8, level)
+    return words.size >= DENSE and looks_dense(planes.byte_counts(words, shift, every), 8, level)
 
 
 def dense_rests(groups: list[Words], head: Head, joined: int, signless: bool, level: Level) -> bool:
     """Say whether the rests of all groups are not worth counting, by a sample."""
-    if groups[0].size < _SMALL:
+    if groups[0].size < DENSE:
         return False
     every = _DENSE_EVERY // 8 if level.exhaustive else _DENSE_EVERY
     counts = sum(planes.rest_counts(g, head, joined, signless, every) for g in groups)

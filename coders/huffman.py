@@ -16,9 +16,9 @@ from numba.extending import intrinsic
 
 from tzip.coders.arrays import I64, U8, U16, U32, U64
 from tzip.coders.errors import CorruptError, TruncatedError
-from tzip.coders.jit import kernel
+from tzip.coders.jit import kernel, quick_kernel
 from tzip.coders.scratch import borrow, recycle
-from tzip.coders.tables import read_range, segment_size, write_range
+from tzip.coders.tables import segment_size, write_range
 
 LANES = 32
 MAX_BITS = 11
@@ -47,11 +47,20 @@ class HuffmanTable:
         """The largest byte with a code."""
         return int(np.flatnonzero(self.lengths)[-1])
 
+    @cached_property
+    def lowest(self) -> int:
+        """The smallest byte with a code."""
+        return int(np.flatnonzero(self.lengths)[0])
+
+    @property
+    def filler(self) -> int:
+        """The byte that a stream is filled up with: one of those with the shortest codes."""
+        return int(np.where(self.lengths > 0, self.lengths, 99).argmin())
+
     @property
     def size(self) -> int:
         """Bytes of the stored table."""
-        used = np.flatnonzero(self.lengths)
-        return _stored_size(int(used[0]), int(used[-1]))
+        return _stored_size(self.lowest, self.highest)
 
     @classmethod
     def read(cls, payload: U8) -> "tuple[HuffmanTable, int]":
@@ -59,17 +68,12 @@ class HuffmanTable:
 
         Raises TruncatedError, or CorruptError unless the code is complete and the padding zero.
         """
-        lo, hi = read_range(payload)
-        size = _stored_size(lo, hi)
-        if payload.size < size:
-            raise TruncatedError("huffman: payload ends within the table")
-        packed = payload[2:size].astype(np.int64)
-        nibbles = np.stack((packed & 15, packed >> 4), axis=1).ravel()
-        count = hi - lo + 1
         lengths = np.zeros(256, np.int64)
-        lengths[lo : hi + 1] = nibbles[:count]
-        kraft = int((SLOTS >> lengths[lengths > 0]).sum())
-        if lengths.max() > MAX_BITS or nibbles[count:].any() or kraft != SLOTS or not (lengths[lo] and lengths[hi]):
+        size = int(read_lengths(payload, lengths))
+        if size < 0:
+            raise TruncatedError("huffman: payload ends within the table")
+        if not size:
+            lo, hi = payload[:2].tolist()
             raise CorruptError(f"huffman: code lengths of bytes {lo} … {hi} are no complete code")
         return cls(lengths), size
 
@@ -77,14 +81,13 @@ class HuffmanTable:
     def codes(self) -> U32:
         """The bit-reversed code of each byte, shape (256,)."""
         codes = np.zeros(256, np.uint32)
-        _fill_codes(self.lengths, codes)
+        fill_codes(self.lengths, codes)
         return codes
 
     @cached_property
     def pairs(self) -> U32:
         """For a range of at most 64 bytes: code | length << 24 of byte lo + i followed by lo + j at i + 64 j; else empty."""
-        used = np.flatnonzero(self.lengths)
-        lo, hi = int(used[0]), int(used[-1])
+        lo, hi = self.lowest, self.highest
         if hi - lo >= 64:
             return np.empty(0, np.uint32)
         pairs = np.zeros(4096, np.uint32)
@@ -96,7 +99,7 @@ class HuffmanTable:
         """The look-up tables of one symbol and of up to six symbols, shape (2048,) each."""
         single = np.zeros(SLOTS, np.uint16)
         multi = np.zeros(SLOTS, np.uint64)
-        _fill(self.codes, self.lengths, single, multi)
+        fill_decoders(self.codes, self.lengths, single, multi)
         return single, multi
 
 
@@ -133,16 +136,15 @@ def encode(symbols: U8, table: HuffmanTable, shared: bool, segments: int, escape
     padded = symbols
     total = (segments - 1) * segment + LANES * stream_symbols(last)
     if total > n:
-        shortest = int(np.where(table.lengths > 0, table.lengths, 99).argmin())
         padded = borrow("padded", total)
         padded[:n] = symbols
-        padded[n:] = shortest
+        padded[n:] = table.filler
     lengths = np.empty(segments * LANES, np.uint16)
     out = recycle(total * MAX_BITS // 8 + segments * LANES + 16)
     if table.pairs.size:
-        used = _encode_pairs(padded, segment, table.pairs, int(np.flatnonzero(table.lengths)[0]), out, lengths)
+        used = encode_pairs(padded, segment, table.pairs, table.lowest, out, lengths)
     else:
-        used = _encode(padded, segment, table.codes, table.lengths, out, lengths)
+        used = encode_codes(padded, segment, table.codes, table.lengths, out, lengths)
     return [escapes.tobytes(), lengths.tobytes(), b"" if shared else table.stored, out[:used]]
 
 
@@ -169,7 +171,7 @@ def decode_into(
         raise ValueError("decode_into needs SLACK bytes behind the payload")
     single, multi = table.decoders
     scratch = borrow("segment", LANES * stream_symbols(min(n, segment)))
-    bad = _decode(buffer, at, lengths, single, multi, segment, out, scratch)
+    bad = decode_streams(buffer, at, lengths, single, multi, segment, out, scratch)
     if bad:
         raise CorruptError(f"huffman: stream {bad - 1} does not end where it should")
     return table
@@ -247,9 +249,38 @@ def _package_merge(weights: I64, lengths: I64, cost: I64, leaf: U8) -> None:
         take = 2 * (take - leaves)
 
 
+@quick_kernel
+@no_type_check
+def read_lengths(payload: U8, lengths: I64) -> int:
+    """Return the bytes of the table that `payload` starts with, -1 when it ends within the table, 0 when it has none: the code
+    must be complete and the padding zero.
+
+    Needs: lengths (256,), zero. They are unspecified when there is no table.
+    """
+    if payload.size < 2:
+        return -1
+    lo = np.int64(payload[0])
+    hi = np.int64(payload[1])
+    if lo >= hi:
+        return 0
+    size = 2 + (hi - lo + 2) // 2
+    size += size & 1
+    if payload.size < size:
+        return -1
+    kraft = 0
+    for i in range(2 * (size - 2)):
+        length = (np.int64(payload[2 + (i >> 1)]) >> (4 * (i & 1))) & 15
+        if length > 11 or (length > 0 and i > hi - lo):
+            return 0
+        if length > 0:
+            lengths[lo + i] = length
+            kraft += 2048 >> length
+    return size if kraft == 2048 and lengths[lo] > 0 and lengths[hi] > 0 else 0
+
+
 @kernel
 @no_type_check
-def _fill(codes: U32, lengths: I64, single: U16, multi: U64) -> None:
+def fill_decoders(codes: U32, lengths: I64, single: U16, multi: U64) -> None:
     """Needs: a complete code of at most 11 bits; single and multi of shape (2048,)."""
     for byte in range(256):
         length = lengths[byte]
@@ -272,7 +303,7 @@ def _fill(codes: U32, lengths: I64, single: U16, multi: U64) -> None:
 
 @kernel
 @no_type_check
-def _fill_codes(lengths: I64, codes: U32) -> None:
+def fill_codes(lengths: I64, codes: U32) -> None:
     """Needs: a complete code of at most 11 bits; codes (256,), zero."""
     code = 0
     for length in range(1, 12):
@@ -299,10 +330,10 @@ def _fill_pairs(codes: U32, lengths: I64, lo: int, hi: int, pairs: U32) -> None:
 
 @kernel
 @no_type_check
-def _encode_pairs(symbols: U8, segment: int, pairs: U32, lo: int, out: U8, lengths: U16) -> int:
-    """Do what `_encode` does, two symbols at a look-up: 2.3 times as fast.
+def encode_pairs(symbols: U8, segment: int, pairs: U32, lo: int, out: U8, lengths: U16) -> int:
+    """Do what `encode_codes` does, two symbols at a look-up: 2.3 times as fast.
 
-    Needs: all symbols in lo … lo + 63 and with codes; pairs as `_fill_pairs` made them; what `_encode` needs of the rest.
+    Needs: all symbols in lo … lo + 63 and with codes; pairs as `_fill_pairs` made them; what `encode_codes` needs of the rest.
     """
     n = symbols.size
     p = np.int64(0)
@@ -346,7 +377,7 @@ def _encode_pairs(symbols: U8, segment: int, pairs: U32, lo: int, out: U8, lengt
 
 @kernel
 @no_type_check
-def _encode(symbols: U8, segment: int, codes: U32, bits: I64, out: U8, lengths: U16) -> int:
+def encode_codes(symbols: U8, segment: int, codes: U32, bits: I64, out: U8, lengths: U16) -> int:
     """Return the bytes written. Needs: symbols padded to whole streams; out.size >= 11/8 n + 32 segments + 16."""
     n = symbols.size
     p = np.int64(0)
@@ -379,7 +410,7 @@ def _encode(symbols: U8, segment: int, codes: U32, bits: I64, out: U8, lengths: 
 
 @kernel
 @no_type_check
-def _decode(
+def decode_streams(
     buffer: U8, at: int, lengths: I64, single: U16, multi: U64, segment: int, out: U8, scratch: U8
 ) -> int:
     """Decode all segments; return 0, or 1 + the number of the first stream that ends wrongly.

@@ -1,8 +1,11 @@
 """The one numba decorator of the house, so that its flags are decided once."""
 
 import warnings
+import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
+from types import ModuleType
 from typing import TypeVar, cast
 
 import numba
@@ -19,8 +22,8 @@ def kernel(function: F) -> F:
     """Compile `function` with numba: cached, GIL released, never fastmath.
 
     A kernel takes arrays and integers, writes into arrays that it is given and returns an int status. It
-    allocates nothing, raises nothing, and calls only kernels of its own file: numba's cache is keyed on one
-    file and does not notice edits in others (measured; tests/test_house.py enforces it).
+    allocates nothing, raises nothing, and calls only kernels of its own file, or of those whose `stamp` it closes over:
+    numba's cache is keyed on one file and does not notice edits in others (measured; tests/test_house.py enforces it).
     """
     return _compiled(function, nogil=True)
 
@@ -31,6 +34,20 @@ def quick_kernel(function: F) -> F:
     Giving it up and getting it back takes longer, as soon as another thread wants it.
     """
     return _compiled(function, nogil=False)
+
+
+def stamp(*modules: ModuleType) -> int:
+    """Return a number that changes whenever the source of one of these modules does.
+
+    numba's cache knows of the file of a kernel and of what the kernel closes over, and of nothing else. A kernel that
+    calls kernels of other files closes over the stamp of these (tests/test_house.py enforces it).
+    """
+    found = 0
+    for module in modules:
+        # Where there are no sources, as in a zip file, numba caches nothing.
+        with suppress(OSError), open(str(module.__file__), "rb") as file:
+            found = zlib.crc32(file.read(), found)
+    return found
 
 
 def _compiled(function: F, *, nogil: bool) -> F:

@@ -128,7 +128,7 @@ def byte_plane(words: Words, shift: int) -> U8:
         small: U8 = (words >> words.dtype.type(shift)).astype(np.uint8)
         return small
     out = np.empty(words.size, np.uint8)
-    _byte(words, shift, out)
+    byte_of(words, shift, out)
     return out
 
 
@@ -191,7 +191,7 @@ def _split_loose(
 def join_words(heads: U16, tails: list[U8], out: Words) -> None:
     """Fill `out` with words of 32 or 64 bits from their heads and the byte planes below, high to low."""
     if len(tails) == 2:
-        _join32(heads, tails[0], tails[1], out)
+        join32(heads, tails[0], tails[1], out)
     else:
         _join64(heads, *tails, out)
 
@@ -284,7 +284,7 @@ def _same(words: Words, shift: int, mask: int) -> int:
 
 @kernel
 @no_type_check
-def _byte(words: Words, shift: int, out: U8) -> None:
+def byte_of(words: Words, shift: int, out: U8) -> None:
     """Needs: out.size == words.size."""
     s = np.uint64(shift)
     for i in range(words.size):
@@ -370,7 +370,7 @@ def join(coded: U8, rest: U8, low: int, base: int, sign: int, out: U16) -> None:
 
     All of shape (n,). `low`: mantissa bits in the rest. `sign`: 0x8000 when it is constant and set, else 0.
     """
-    _join(coded, rest, np.array((base, low, sign), np.uint16), out)
+    join_heads(coded, rest, np.array((base, low, sign), np.uint16), out)
 
 
 @kernel
@@ -385,7 +385,7 @@ def put_keys(heads: U16, low: int, positions: U32, keys: U16) -> None:
 
 @kernel
 @no_type_check
-def _join32(heads: U16, b1: U8, b0: U8, out: U32) -> None:
+def join32(heads: U16, b1: U8, b0: U8, out: U32) -> None:
     """Needs: all of one size."""
     for i in range(out.size):
         out[i] = np.uint32(np.uint64(heads[i]) << np.uint64(16) | np.uint64(b1[i]) << np.uint64(8) | np.uint64(b0[i]))
@@ -529,7 +529,7 @@ def _row_join(typingctx, coded, rest, at, fields, out):
 
 @kernel
 @no_type_check
-def _join(coded: U8, rest: U8, fields: U16, out: U16) -> None:
+def join_heads(coded: U8, rest: U8, fields: U16, out: U16) -> None:
     """Needs: coded.size and rest.size >= out.size; fields: base, low, sign."""
     whole = out.size // 32 * 32
     for i in range(0, whole, 32):
@@ -559,7 +559,7 @@ def _collect(words: Words, begin: int, end: int, fields: U16, escapes: U32, foun
 
 @kernel
 @no_type_check
-def _split_4(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
+def split_4(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
     """Split elements 0 … whole - 1; return the number of escapes. Needs: whole cells of 64; room for all outputs."""
     found = 0
     for c in range(whole // 64):
@@ -570,7 +570,7 @@ def _split_4(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escap
 
 @kernel
 @no_type_check
-def _split_5(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
+def split_5(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
     """Split elements 0 … whole - 1; return the number of escapes. Needs: whole cells of 256; room for all outputs."""
     found = 0
     for c in range(whole // 256):
@@ -581,7 +581,7 @@ def _split_5(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escap
 
 @kernel
 @no_type_check
-def _split_6(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
+def split_6(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
     """Split elements 0 … whole - 1; return the number of escapes. Needs: whole cells of 128; room for all outputs."""
     found = 0
     for c in range(whole // 128):
@@ -592,7 +592,7 @@ def _split_6(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escap
 
 @kernel
 @no_type_check
-def _split_7(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
+def split_7(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
     """Split elements 0 … whole - 1; return the number of escapes. Needs: whole cells of 256; room for all outputs."""
     found = 0
     for c in range(whole // 256):
@@ -603,7 +603,7 @@ def _split_7(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escap
 
 @kernel
 @no_type_check
-def _split_8(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
+def split_8(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escapes: U32) -> int:
     """Split elements 0 … whole - 1; return the number of escapes. Needs: whole cells of 32; room for all outputs."""
     found = 0
     for c in range(whole // 32):
@@ -612,4 +612,4 @@ def _split_8(words: Words, whole: int, fields: U16, coded: U8, packed: U8, escap
     return found
 
 
-_SPLIT = {4: _split_4, 5: _split_5, 6: _split_6, 7: _split_7, 8: _split_8}
+_SPLIT = {4: split_4, 5: split_5, 6: split_6, 7: split_7, 8: split_8}

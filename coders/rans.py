@@ -21,7 +21,7 @@ from tzip.coders.errors import CorruptError, TruncatedError
 from tzip.coders.jit import AVX2, AVX512, kernel, quick_kernel, tier
 from tzip.coders.planes import join
 from tzip.coders.scratch import borrow, recycle
-from tzip.coders.tables import read_range, segment_size, write_range
+from tzip.coders.tables import segment_size, write_range
 
 LANES = 32
 PROB_BITS = 12
@@ -29,6 +29,7 @@ TOTAL = 1 << PROB_BITS
 _NO_REST: U8 = np.empty(0, np.uint8)
 _NO_SLOTS: U32 = np.zeros(0, np.uint32)
 NARROW = 128  # tables over at most so many bytes decode fastest
+VECTORS = 3 * 256 + 5 * NARROW  # bytes of what they are looked up in
 MANY = 64  # rows; fewer are not worth loading one more kernel
 
 
@@ -87,59 +88,26 @@ class RansTable:
     @classmethod
     def read(cls, payload: U8) -> "tuple[RansTable, int]":
         """Return the table that `payload` starts with and its size in bytes; raises Corrupt- or TruncatedError."""
-        if payload.size >= 2 and payload[0] > payload[1]:
-            return cls._read_sparse(payload)
-        if payload.size >= 2 and payload[0] == payload[1]:
-            return cls._read_short(payload)
-        lo, hi = read_range(payload)
-        size = _stored_size(lo, hi)
-        if payload.size < size:
-            raise TruncatedError("rans: payload ends within the table")
         freq = np.zeros(256, np.int64)
-        if not _read_entries(payload, 2, lo, hi - lo + 1, size, freq) or not (freq[lo] and freq[hi]):
-            raise CorruptError(f"rans: frequencies of bytes {lo} … {hi} do not add up to {TOTAL}, or rubbish follows")
-        return cls(freq), size
-
-    @classmethod
-    def _read_short(cls, payload: U8) -> "tuple[RansTable, int]":
-        hi = int(payload[0])
-        freq = np.zeros(256, np.int64)
-        size = int(_read_short(payload, hi, freq))
+        size = int(read_table(payload, freq))
         if size < 0:
             raise TruncatedError("rans: payload ends within the table")
-        if not size or not hi or np.count_nonzero(freq) < 2:
-            raise CorruptError(f"rans: frequencies of bytes 0 … {hi} do not add up to {TOTAL}, or rubbish follows")
-        return cls(freq), size
-
-    @classmethod
-    def _read_sparse(cls, payload: U8) -> "tuple[RansTable, int]":
-        hi, lo = int(payload[0]), int(payload[1])
-        at = 2 + (hi - lo + 8) // 8
-        if payload.size < at:
-            raise TruncatedError("rans: payload ends within the table")
-        bits = np.unpackbits(payload[2:at], bitorder="little")
-        present = np.flatnonzero(bits)
-        size = _sparse_size(lo, hi, present.size)
-        if not (bits[0] and bits[hi - lo]) or bits[hi - lo + 1 :].any():
-            raise CorruptError(f"rans: a table that does not list its bytes {lo} and {hi}")
-        if payload.size < size:
-            raise TruncatedError("rans: payload ends within the table")
-        entries, freq = np.zeros(256, np.int64), np.zeros(256, np.int64)
-        if not _read_entries(payload, at, 0, present.size, size, entries) or not entries[: present.size].all():
-            raise CorruptError(f"rans: frequencies of {present.size} bytes do not add up to {TOTAL}, or rubbish follows")
-        freq[lo + present] = entries[: present.size]
+        if not size:
+            begin = payload[:2].tolist()
+            raise CorruptError(f"rans: bytes {begin} begin no table of two or more bytes, or rubbish follows")
         return cls(freq), size
 
     @cached_property
     def order(self) -> I64:
         """The bytes with a frequency, by descending frequency, then ascending."""
-        return self.used[np.argsort(-self.freq[self.used], kind="stable")]
+        order = np.empty(256, np.int64)
+        return order[: int(sort_bytes(self.freq, order))]
 
     @cached_property
     def slots(self) -> U32:
         """Frequency << 20 | rank << 8 | byte for each of the 4096 slots."""
         slots = np.empty(TOTAL, np.uint32)
-        _fill_slots(self.freq, self.order, slots)
+        fill_slots(self.freq, self.order, slots)
         return slots
 
     @cached_property
@@ -148,20 +116,28 @@ class RansTable:
 
         They serve at most 128 bytes of which those rarer than 16 have at most 256 slots.
         """
-        sizes = self.freq[self.order]
-        if sizes.size > NARROW or int(sizes[sizes < 16].sum()) > 256:
-            return np.empty(0, np.uint8)
-        vectors = np.zeros(3 * 256 + 5 * NARROW, np.uint8)
-        _fill_vectors(sizes, self.order, vectors)
-        return vectors
+        vectors = np.empty(VECTORS, np.uint8)
+        return vectors if fill_vectors(self.freq, self.order, vectors) else np.empty(0, np.uint8)
 
     @cached_property
     def encoders(self) -> U8:
         """What the AVX-512 encoder looks up, K bytes each: frequency (low, high), start (low, high); the lowest byte."""
-        count = NARROW if self.highest - self.lowest < NARROW else 256
+        return self._encoders(NARROW) if self.highest - self.lowest < NARROW else self.wide_encoders
+
+    @cached_property
+    def wide_encoders(self) -> U8:
+        """`encoders` with K = 256."""
+        return self._encoders(256)
+
+    def _encoders(self, count: int) -> U8:
         encoders = np.zeros(4 * count + 1, np.uint8)
         _fill_encoders(self.freq, self.order, self.lowest, encoders)
         return encoders
+
+    @property
+    def filler(self) -> int:
+        """The byte that rows are filled up with."""
+        return int(self.order[0])
 
     @cached_property
     def divisors(self) -> U64:
@@ -235,7 +211,7 @@ def encode(symbols: U8, table: RansTable, shared: bool, segments: int, escapes: 
     if n % LANES:
         padded = borrow("padded", -(-n // LANES) * LANES)
         padded[:n] = symbols
-        padded[n:] = table.order[0]
+        padded[n:] = table.filler
     # Words go downwards from the end of each segment's own room: a row may write 32 in vain below its own, and 32 more.
     room = 2 * (segment + 64)
     stored = recycle(segments * room)
@@ -296,7 +272,7 @@ def open_stream(
         words += size
     states = np.empty(segments * LANES, np.uint32)
     fields = np.empty((4, segments), np.int64)
-    status = _open(buffer, counts, words, stop, n, segment, states, fields)
+    status = open_segments(buffer, counts, words, stop, n, segments, states, fields)
     if status == 1:
         raise CorruptError(f"rans: the counts of words do not fit the {stop - words} bytes")
     if status == 2:
@@ -384,23 +360,91 @@ def _load32(typingctx, array, offset):
 
 @quick_kernel
 @no_type_check
-def _read_entries(payload: U8, start: int, lo: int, count: int, size: int, freq: I64) -> int:
-    """Read `count` entries from byte `start` on into freq[lo …]; return 1 when they add up and nothing else follows.
+def read_table(payload: U8, freq: I64) -> int:
+    """Return the bytes of the table that `payload` starts with, -1 when it ends within the table, 0 when it has none.
 
-    Needs: start + 3/2 count <= size <= payload.size; lo + count <= 256.
+    Needs: freq (256,), zero. It is unspecified when there is no table.
     """
+    if payload.size < 2:
+        return -1
+    first = np.int64(payload[0])
+    second = np.int64(payload[1])
+    if first == second:
+        size = _read_short(payload, first, freq)
+    elif first < second:
+        size = _read_entries(payload, 2, first, second, False, freq)
+        if size > 0 and freq[first] == 0:
+            size = 0
+    else:
+        size = _read_entries(payload, 2 + (first - second + 8) // 8, second, first, True, freq)
+    used = 0
     total = 0
-    for i in range(count):
-        at = start + (12 * i >> 3)
-        f = ((np.int64(payload[at]) | (np.int64(payload[at + 1]) << 8)) >> (12 * i & 7)) & 4095
+    for byte in range(256):
+        used += 1 if freq[byte] > 0 else 0
+        total += freq[byte]
+    hi = max(first, second)
+    if size > 0 and (total != 4096 or used < 2 or freq[hi] == 0):
+        size = 0
+    return size
+
+
+@quick_kernel
+@no_type_check
+def _read_entries(payload: U8, start: int, lo: int, hi: int, listed: bool, freq: I64) -> int:
+    """Read 12 bits for each byte lo … hi from byte `start` on; with `listed` only for those whose bits are set from byte 2 on.
+
+    Returns the bytes of the table, -1 when the payload ends within it, 0 when it is none.
+    """
+    if start > payload.size:
+        return -1
+    count = hi - lo + 1
+    if listed:
+        count = 0
+        for i in range(8 * (start - 2)):
+            if (payload[2 + (i >> 3)] >> (i & 7)) & 1:
+                count += 1
+                if i > hi - lo:
+                    return 0
+    size = start + (12 * count + 7 >> 3)
+    size += size & 1
+    if size > payload.size:
+        return -1
+    at = 0
+    for i in range(hi - lo + 1):
+        if listed and (payload[2 + (i >> 3)] >> (i & 7)) & 1 == 0:
+            if i == 0 or i == hi - lo:
+                return 0
+            continue
+        k = start + (at >> 3)
+        f = ((np.int64(payload[k]) | (np.int64(payload[k + 1]) << 8)) >> (at & 7)) & 4095
+        if listed and f == 0:
+            return 0
         freq[lo + i] = f
-        total += f
-    rubbish = 0
-    if count & 1:
-        rubbish = np.int64(payload[start + (12 * count >> 3)]) >> 4
-    for at in range(start + (12 * count + 7 >> 3), size):
-        rubbish |= np.int64(payload[at])
-    return 1 if total == 4096 and rubbish == 0 else 0
+        at += 12
+    for bit in range(at, 8 * (size - start)):
+        if (payload[start + (bit >> 3)] >> (bit & 7)) & 1:
+            return 0
+    return size
+
+
+@quick_kernel
+@no_type_check
+def sort_bytes(freq: I64, order: I64) -> int:
+    """Fill `order` with the bytes that have a frequency, by descending frequency, then ascending; return their number.
+
+    Needs: freq and order (256,).
+    """
+    count = 0
+    for byte in range(256):
+        f = freq[byte]
+        if f > 0:
+            i = count
+            while i > 0 and freq[order[i - 1]] < f:
+                order[i] = order[i - 1]
+                i -= 1
+            order[i] = byte
+            count += 1
+    return count
 
 
 @quick_kernel
@@ -430,7 +474,6 @@ def _read_short(payload: U8, hi: int, freq: I64) -> int:
     """
     end = 8 * payload.size
     at = 16
-    total = 0
     for byte in range(hi + 1):
         more = 0
         while at < end and (payload[at >> 3] >> (at & 7)) & 1 == 0:
@@ -445,9 +488,6 @@ def _read_short(payload: U8, hi: int, freq: I64) -> int:
             v = (v << 1) | ((np.int64(payload[at >> 3]) >> (at & 7)) & 1)
             at += 1
         freq[byte] = v - 1
-        total += v - 1
-    if total != 4096 or freq[hi] == 0:
-        return 0
     size = (at + 15) // 16 * 2
     if 8 * size > end:
         return -1
@@ -459,7 +499,7 @@ def _read_short(payload: U8, hi: int, freq: I64) -> int:
 
 @quick_kernel
 @no_type_check
-def _fill_slots(freq: I64, order: I64, slots: U32) -> None:
+def fill_slots(freq: I64, order: I64, slots: U32) -> None:
     """Needs: slots (4096,); the frequencies of the bytes in `order` add up to 4096."""
     at = 0
     for i in range(order.size):
@@ -471,18 +511,25 @@ def _fill_slots(freq: I64, order: I64, slots: U32) -> None:
 
 @quick_kernel
 @no_type_check
-def _fill_vectors(sizes: I64, order: I64, vectors: U8) -> None:
-    """Fill the tables of the AVX-512 decoder.
+def fill_vectors(freq: I64, order: I64, vectors: U8) -> int:
+    """Fill the tables of the AVX-512 decoder; return 0 when they cannot hold these frequencies: they serve at most 128 bytes
+    of which those rarer than 16 have at most 256 slots.
 
     By bucket of 16 slots, 256 bytes each: the place in `order` of the byte of its first slot, and how many of its slots
     come before the next byte. By each of the last 256 slots: the place of its byte. By place, 128 bytes each: frequency
     (low, high), start (low, high), the byte.
-    Needs: sizes descending, those of the bytes in `order`, adding up to 4096, those below 16 to 256 or less; at most 128 of
-    them; vectors (1408,), zero.
+    Needs: frequencies of the bytes in `order`, descending, that add up to 4096; vectors (1408,).
     """
+    rare = 0
+    for i in range(order.size):
+        if freq[order[i]] < 16:
+            rare += freq[order[i]]
+    if order.size > 128 or rare > 256:
+        return 0
+    vectors[:] = 0
     at = 0
     for i in range(order.size):
-        f = sizes[i]
+        f = freq[order[i]]
         # Slots of this byte: at … at + f - 1.
         for k in range((at + 15) // 16, (at + f + 15) // 16):
             vectors[k] = np.uint8(i)
@@ -496,6 +543,7 @@ def _fill_vectors(sizes: I64, order: I64, vectors: U8) -> None:
         vectors[base + 384] = np.uint8(at >> 8)
         vectors[base + 512] = np.uint8(order[i])
         at += f
+    return 1
 
 
 @quick_kernel
@@ -574,12 +622,14 @@ def _begin(n: int, segment: int, places: I64, states: U32) -> None:
 
 @quick_kernel
 @no_type_check
-def _open(buffer: U8, counts: int, words: int, stop: int, n: int, segment: int, states: U32, fields: I64) -> int:
+def open_segments(
+    buffer: U8, counts: int, words: int, stop: int, n: int, segments: int, states: U32, fields: I64
+) -> int:
     """Read counts and states from byte `counts` on; return 0, 1 (counts do not fit words … stop) or 2 (a bad state).
 
-    Needs: 132 bytes a segment behind `counts`; states (32 segments,); fields (4, segments): left, at, end, symbol.
+    Needs: 132 bytes a segment behind `counts`; at least (32 segments,) states and fields (4, segments): left, at, end, symbol.
     """
-    segments = fields.shape[1]
+    segment = (n + 128 * segments - 1) // (128 * segments) * 128
     free = (stop - words) // 2
     for g in range(segments):
         count = np.int64(_load32(buffer, counts + 4 * g))
@@ -595,7 +645,7 @@ def _open(buffer: U8, counts: int, words: int, stop: int, n: int, segment: int, 
         return 1
     first = counts + 4 * segments
     bad = np.uint32(0)
-    for i in range(states.size):
+    for i in range(32 * segments):
         x = np.uint32(_load32(buffer, first + 4 * i))
         states[i] = x
         bad |= np.uint32(np.uint32(x - np.uint32(32768)) >= np.uint32(0x7FFF8000))

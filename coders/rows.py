@@ -161,7 +161,7 @@ _cell_7 = _cell_unpack(7)
 
 @kernel
 @no_type_check
-def _unpack_1(payload: U8, cells: int, out: U8) -> None:
+def unpack_1(payload: U8, cells: int, out: U8) -> None:
     """Needs: payload.size >= 32 cells; out.size >= 256 cells."""
     for c in range(cells):
         _cell_1(payload, 32 * c, out, 256 * c)
@@ -169,7 +169,7 @@ def _unpack_1(payload: U8, cells: int, out: U8) -> None:
 
 @kernel
 @no_type_check
-def _unpack_2(payload: U8, cells: int, out: U8) -> None:
+def unpack_2(payload: U8, cells: int, out: U8) -> None:
     """Needs: payload.size >= 32 cells; out.size >= 128 cells."""
     for c in range(cells):
         _cell_2(payload, 32 * c, out, 128 * c)
@@ -177,7 +177,7 @@ def _unpack_2(payload: U8, cells: int, out: U8) -> None:
 
 @kernel
 @no_type_check
-def _unpack_3(payload: U8, cells: int, out: U8) -> None:
+def unpack_3(payload: U8, cells: int, out: U8) -> None:
     """Needs: payload.size >= 96 cells; out.size >= 256 cells."""
     for c in range(cells):
         _cell_3(payload, 96 * c, out, 256 * c)
@@ -185,7 +185,7 @@ def _unpack_3(payload: U8, cells: int, out: U8) -> None:
 
 @kernel
 @no_type_check
-def _unpack_4(payload: U8, cells: int, out: U8) -> None:
+def unpack_4(payload: U8, cells: int, out: U8) -> None:
     """Needs: payload.size >= 32 cells; out.size >= 64 cells."""
     for c in range(cells):
         _cell_4(payload, 32 * c, out, 64 * c)
@@ -193,7 +193,7 @@ def _unpack_4(payload: U8, cells: int, out: U8) -> None:
 
 @kernel
 @no_type_check
-def _unpack_5(payload: U8, cells: int, out: U8) -> None:
+def unpack_5(payload: U8, cells: int, out: U8) -> None:
     """Needs: payload.size >= 160 cells; out.size >= 256 cells."""
     for c in range(cells):
         _cell_5(payload, 160 * c, out, 256 * c)
@@ -201,7 +201,7 @@ def _unpack_5(payload: U8, cells: int, out: U8) -> None:
 
 @kernel
 @no_type_check
-def _unpack_6(payload: U8, cells: int, out: U8) -> None:
+def unpack_6(payload: U8, cells: int, out: U8) -> None:
     """Needs: payload.size >= 96 cells; out.size >= 128 cells."""
     for c in range(cells):
         _cell_6(payload, 96 * c, out, 128 * c)
@@ -209,10 +209,10 @@ def _unpack_6(payload: U8, cells: int, out: U8) -> None:
 
 @kernel
 @no_type_check
-def _unpack_7(payload: U8, cells: int, out: U8) -> None:
+def unpack_7(payload: U8, cells: int, out: U8) -> None:
     """Needs: payload.size >= 224 cells; out.size >= 256 cells."""
     for c in range(cells):
         _cell_7(payload, 224 * c, out, 256 * c)
 
 
-_UNPACK = {1: _unpack_1, 2: _unpack_2, 3: _unpack_3, 4: _unpack_4, 5: _unpack_5, 6: _unpack_6, 7: _unpack_7}
+_UNPACK = {1: unpack_1, 2: unpack_2, 3: unpack_3, 4: unpack_4, 5: unpack_5, 6: unpack_6, 7: unpack_7}

@@ -47,7 +47,7 @@ def _mix(x: np.uint64) -> np.uint64:
 
 @kernel
 @no_type_check
-def _stripes(data: U8, first: int, count: int, keys: U64) -> np.uint64:
+def stripes(data: U8, first: int, count: int, keys: U64) -> np.uint64:
     """Sum of the keyed stripes first … first + count - 1. Needs: they lie inside data; keys.size == 512."""
     total = np.uint64(0)
     low = np.uint64(0xFFFFFFFF)
@@ -61,6 +61,28 @@ def _stripes(data: U8, first: int, count: int, keys: U64) -> np.uint64:
             a += (y & low) * (y >> half) + ((x >> half) | (x << half))
         total += _mix(a + np.uint64(s + 1) * np.uint64(0x9E3779B97F4A7C15))
     return total
+
+
+@kernel
+@no_type_check
+def sum_of(data: U8, keys: U64, last: U8) -> np.uint64:
+    """Return the sum of data. Needs: keys.size == 512; last: room for a stripe."""
+    whole = data.size // 4096
+    return closed(stripes(data, 0, whole, keys), whole, data, keys, last)
+
+
+@kernel
+@no_type_check
+def closed(total: np.uint64, whole: int, data: U8, keys: U64, last: U8) -> np.uint64:
+    """Return the sum of data, whose first `whole` stripes, all that it has, add up to `total`. Needs: as `sum_of`."""
+    rest = data.size - whole * 4096
+    if rest > 0:
+        for i in range(rest):
+            last[i] = data[whole * 4096 + i]
+        for i in range(rest, 4096):
+            last[i] = np.uint8(0)
+        total += stripes(last, whole, 1, keys)
+    return _mix(total + np.uint64(data.size) * np.uint64(0xC2B2AE3D27D4EB4F))
 
 
 class Sum:
@@ -79,11 +101,11 @@ class Sum:
             raise ValueError("only the last part may end within a stripe")
         first, whole = self._size // STRIPE, part.size // STRIPE
         if whole:
-            self._total += int(_stripes(part, first, whole, KEYS))
+            self._total += int(stripes(part, first, whole, KEYS))
         if part.size % STRIPE:
             last = np.zeros(STRIPE, np.uint8)
             last[: part.size % STRIPE] = part[whole * STRIPE :]
-            self._total += int(_stripes(last, first + whole, 1, KEYS))
+            self._total += int(stripes(last, first + whole, 1, KEYS))
         self._size += part.size
 
     def value(self) -> int:

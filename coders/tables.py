@@ -6,7 +6,7 @@ from typing import no_type_check
 import numpy as np
 
 from tzip.coders.arrays import I64, U8, U16, U32
-from tzip.coders.errors import CorruptError, TruncatedError
+from tzip.coders.errors import CorruptError
 from tzip.coders.jit import quick_kernel
 
 MAX_SEGMENT = 1 << 17
@@ -37,16 +37,6 @@ def write_range(entries: I64) -> tuple[int, int, I64]:
     return lo, hi, entries[lo : hi + 1]
 
 
-def read_range(payload: U8) -> tuple[int, int]:
-    """Return lo and hi of the table that `payload` starts with."""
-    if payload.size < 2:
-        raise TruncatedError("table: payload ends before it")
-    lo, hi = int(payload[0]), int(payload[1])
-    if lo >= hi:
-        raise CorruptError(f"table: range {lo} … {hi} has fewer than two bytes")
-    return lo, hi
-
-
 def read_escapes(payload: U8, n: int, width: int) -> tuple[U32, U16]:
     """Return positions and symbols of the escapes in `payload`, whose whole it is.
 
@@ -54,14 +44,14 @@ def read_escapes(payload: U8, n: int, width: int) -> tuple[U32, U16]:
     """
     count = payload.size // 4
     positions, symbols = np.empty(count, np.uint32), np.empty(count, np.uint16)
-    if count and not _read_escapes(payload, n, width, positions, symbols):
+    if count and not parse_escapes(payload, n, width, positions, symbols):
         raise CorruptError("escapes: positions not ascending within the block, or a symbol too wide")
     return positions, symbols
 
 
 @quick_kernel
 @no_type_check
-def _read_escapes(payload: U8, n: int, width: int, positions: U32, symbols: U16) -> int:
+def parse_escapes(payload: U8, n: int, width: int, positions: U32, symbols: U16) -> int:
     """Return 1 when all are fine. Needs: payload.size == 4 positions.size == 4 symbols.size."""
     last = np.int64(-1)
     for i in range(positions.size):

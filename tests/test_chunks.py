@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import CONSTANT, HUFFMAN, RANS, RAW, ZSTANDARD, Entry, Taste
 
+from tzip import chunks
 from tzip.blocks import codecs_of
 from tzip.chunks import SLACK, decode_chunk, read_blocks
 from tzip.coders import planes
@@ -32,7 +33,16 @@ SPLITS = [(split, width) for split in strategies.WIDTHS for width in strategies.
 
 
 def decode(record, elements, width, run=0, chunk=0, base=None):
-    """Decode with rubbish behind the record and in the output."""
+    """Decode with rubbish behind the record and in the output, at once where that is possible, and step by step."""
+    arguments = record, elements, width, run, chunk, base
+    at_once = fate(_decode, *arguments)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "decode_record", lambda *_: False)
+        assert at_once == fate(_decode, *arguments)
+        return _decode(*arguments)
+
+
+def _decode(record, elements, width, run, chunk, base):
     buffer = np.full(len(record) + SLACK, 0xA5, np.uint8)
     buffer[: len(record)] = np.frombuffer(bytes(record), np.uint8)
     out = np.full(elements * width, 0x5A, np.uint8)

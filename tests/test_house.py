@@ -69,9 +69,28 @@ def test_kernels_call_kernels_of_their_own_file_only():
     assert checked >= 15
 
 
+def test_kernels_that_call_those_of_other_files_close_over_their_stamp():
+    """What a kernel closes over is part of the key of numba's cache: an edit in any of these files is noticed."""
+    found = 0
+    for path in sorted((ROOT / "coders").glob("*.py")):
+        tree = _tree(path)
+        home = {a.asname or a.name: (n.module or "").rpartition(".")[2] for n in tree.body if isinstance(n, ast.ImportFrom)
+                and (n.module or "").startswith("tzip.coders.") for a in n.names}  # fmt: skip
+        for maker in (n for n in tree.body if isinstance(n, ast.FunctionDef) and not _is_kernel(n)):
+            for function in (n for n in ast.walk(maker) if isinstance(n, ast.FunctionDef) and _is_kernel(n)):
+                found += 1
+                names = {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
+                called = {c.func.id for c in ast.walk(function) if isinstance(c, ast.Call) and isinstance(c.func, ast.Name)}
+                stamped = {a.id for c in ast.walk(tree) if isinstance(c, ast.Call) and getattr(c.func, "id", "") == "stamp"
+                           for a in c.args if isinstance(a, ast.Name)}  # fmt: skip
+                assert "stamp" in names & {a.arg for a in maker.args.args}, f"{path.name}: {function.name}"
+                assert {home[name] for name in called if name in home} <= stamped, f"{path.name}: {function.name}"
+    assert found >= 2
+
+
 def test_kernels_do_not_allocate_or_raise():
     for path in sorted((ROOT / "coders").glob("*.py")):
-        for function in _tree(path).body:
+        for function in ast.walk(_tree(path)):
             if not isinstance(function, ast.FunctionDef) or not _is_kernel(function):
                 continue
             for node in ast.walk(function):
