@@ -8,7 +8,8 @@ import numpy as np
 
 from tzip import structure
 from tzip.coders import huffman, order, planes, rans, rows, transforms, zstd
-from tzip.coders.arrays import U8, U32, Words
+from tzip.coders.arrays import I64, U8, U32, Words
+from tzip.coders.counting import byte_counts
 from tzip.coders.planes import BYTES, PLANES, WORD, Head, Split
 from tzip.coders.rans import RansTable
 from tzip.coders.record_encoder import KeyCoding, encode_record
@@ -17,7 +18,19 @@ from tzip.coders.scratch import recycle
 from tzip.coders.sums import sum64
 from tzip.coders.transforms import Transformed
 from tzip.formats.layout import ALIGN, CHUNK, Block, ChunkHead, TransformHead, align, group_cuts, group_size, payload_start
-from tzip.plan import DENSE, KeyPlan, Level, Table, choose, dense_byte, dense_rests, plan_keys, segments_of
+from tzip.plan import (
+    DENSE,
+    KeyPlan,
+    Level,
+    Table,
+    choose,
+    dense_byte,
+    dense_rests,
+    dense_tail,
+    plan_keys,
+    segments_of,
+    take_survey,
+)
 
 _SPLIT_OF = {"bf16": planes.BF16, "f16": planes.F16, "f32": planes.F32, "f64": planes.F64}
 _NO_ESCAPES: U32 = np.empty(0, np.uint32)
@@ -101,21 +114,20 @@ def _at_once(raw: U8, coding: str, level: Level, run: int, chunk: int, total: in
     groups = _groups(raw, split.width)
     if groups[0].size < DENSE or groups[-1].size < DENSE:
         return None
-    plan = _plan(groups, split, level)
+    words = raw.view(WORD[split.width])
+    plan = _plan(words, groups, split, level)
     joined = {key.joined for key in plan.keys}
     if len(joined) > 1 or len(set(plan.modes)) > 1 or not plan.dense or not all(key.table for key in plan.keys):
         return None
-    shifts = range(8 * split.width - 24, -1, -8)
-    if not all(dense_byte(words, shift, level) for shift in shifts for words in groups):
+    if not all(dense_tail(g, counts, level) for plane in plan.tails for g, counts in zip(groups, plane, strict=True)):
         return None
     keys = [
-        KeyCoding(key.window, key.table, key.shared, segments_of(words.size, level))
-        for key, words in zip(plan.keys, groups, strict=True)
+        KeyCoding(key.window, key.table, key.shared, segments_of(g.size, level))
+        for key, g in zip(plan.keys, groups, strict=True)
         if key.table is not None
     ]
     fixed = ChunkHead(0, run, chunk, raw.size // split.width, split.wire_id, split.width, 0, 0, total)
     head = CHUNK + bytes(8) + fixed.write()
-    words = raw.view(WORD[split.width])
     found = encode_record(head, words, split, groups[0].size, joined.pop(), plan.modes[0], keys)
     if found is None or found[1] * 100 > raw.size * 95:
         return None
@@ -169,7 +181,7 @@ def _by_rows(
     found = transforms.rows(raw, width, row, first, classes, groups)
     inner = found.inner.view(WORD[width])
     size = group_size(inner.size, groups)
-    blocks = _float_blocks([inner[i : i + size] for i in range(0, inner.size, size)], split, same)
+    blocks = _float_blocks(inner, size, split, same)
     strings = [_string_block(classes, level), Coded(Block(0))]
     stored = _stored(blocks) + _stored(strings) + Block.SIZE * (len(blocks) + 4)
     return ((found, strings), blocks) if stored < _stored(coded) + Block.SIZE * len(coded) else None
@@ -189,7 +201,7 @@ def _encode_elements(raw: U8, width: int, coding: str, level: Level) -> tuple[Sp
             candidates.append((BYTES, _bytes_blocks(groups, level)))
     else:
         split = _SPLIT_OF[coding]
-        blocks = _float_blocks(groups, split, level)
+        blocks = _float_blocks(raw.view(WORD[width]), groups[0].size, split, level)
         candidates.append((split, blocks))
         if _stored(blocks) * 100 > raw.size * 95:  # no weights: integers, noise or text behind a float dtype
             candidates.append((PLANES, _plane_blocks(groups, level)))
@@ -305,7 +317,7 @@ def _byte_block(words: Words, shift: int, level: Level) -> Coded:
 
 def _symbol_block(symbols: U8, bits: int, level: Level) -> Coded:
     """Code symbols of `bits` <= 8 bits by exact counts."""
-    choice = choose(planes.byte_counts(symbols, 0), symbols.size, bits, level)
+    choice = choose(byte_counts(symbols, 0), symbols.size, bits, level)
     if choice.codec == CONSTANT:
         return Coded(Block(CONSTANT, value=choice.value))
     if choice.table is None:
@@ -325,35 +337,40 @@ def _entropy_block(symbols: U8, table: Table, shared: bool, level: Level, escape
     return Coded(Block(codec, 0, segments, int(shared), stored, escapes.size), payload)
 
 
-def _float_blocks(groups: list[Words], split: Split, level: Level) -> list[Coded]:
-    plan = _plan(groups, split, level)
+def _float_blocks(words: Words, size: int, split: Split, level: Level) -> list[Coded]:
+    groups = [words[i : i + size] for i in range(0, words.size, size)]
+    plan = _plan(words, groups, split, level)
     keys: list[Coded] = []
     rests: list[Coded] = []
-    for words, key_plan, mode in zip(groups, plan.keys, plan.modes, strict=True):
-        key, rest = _head_blocks(words, key_plan, mode, plan.dense, split, level)
+    for group, key_plan, mode in zip(groups, plan.keys, plan.modes, strict=True):
+        key, rest = _head_blocks(group, key_plan, mode, plan.dense, split, level)
         keys.append(key)
         rests.append(rest)
     tails = []
     for shift in range(8 * split.width - 24, -1, -8):
-        tails += [_byte_block(words, shift, level) for words in groups]
+        tails += [_byte_block(group, shift, level) for group in groups]
     return keys + rests + tails
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """How floats are coded: a key plan and a mode of signs for each group, and whether rests are dense."""
+    """How floats are coded: a key plan and a mode of signs for each group, whether rests are dense, and the counts of a
+    sample of the bytes below, shape (planes, groups, 256).
+    """
 
     keys: list[KeyPlan]
     modes: list[int]
     dense: bool
+    tails: I64
 
 
-def _plan(groups: list[Words], split: Split, level: Level) -> _Plan:
+def _plan(words: Words, groups: list[Words], split: Split, level: Level) -> _Plan:
     head = split.head
     assert head is not None
-    modes = [planes.sign_mode(words) for words in groups]
-    keys = plan_keys(groups, head, level)
-    return _Plan(keys, modes, dense_rests(groups, head, keys[0].joined, bool(modes[0]), level))
+    found = take_survey(words, groups[0].size, head, level)
+    keys = plan_keys(groups, found, head, level)
+    dense = dense_rests(groups, found, head, keys[0].joined, bool(found.signs[0]), level)
+    return _Plan(keys, found.signs, dense, found.tails)
 
 
 def _head_blocks(

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tzip.coders import huffman, planes, rans, rows
+from tzip.coders import huffman, rans, rows
 from tzip.coders.arrays import I64, Words
+from tzip.coders.counting import Survey, byte_counts, rest_counts, same_keys, survey
 from tzip.coders.errors import UsageError
 from tzip.coders.huffman import HuffmanTable
 from tzip.coders.keys import Mapping, map_again, map_keys
@@ -119,16 +120,27 @@ def looks_dense(counts: I64, bits: int, level: Level) -> bool:
 def dense_byte(words: Words, shift: int, level: Level) -> bool:
     """Say whether a byte plane of a group is not worth counting, by a sample."""
     every = _DENSE_EVERY // 8 if level.exhaustive else _DENSE_EVERY
-    return words.size >= DENSE and looks_dense(planes.byte_counts(words, shift, every), 8, level)
+    return words.size >= DENSE and looks_dense(byte_counts(words, shift, every), 8, level)
 
 
-def dense_rests(groups: list[Words], head: Head, joined: int, signless: bool, level: Level) -> bool:
+def dense_rests(groups: list[Words], found: Survey, head: Head, joined: int, signless: bool, level: Level) -> bool:
     """Say whether the rests of all groups are not worth counting, by a sample."""
     if groups[0].size < DENSE:
         return False
-    every = _DENSE_EVERY // 8 if level.exhaustive else _DENSE_EVERY
-    counts = sum(planes.rest_counts(g, head, joined, signless, every) for g in groups)
-    return looks_dense(np.asarray(counts), head.mantissa - joined + (not signless), level)
+    low = head.mantissa - joined
+    if joined == max(joined_candidates(head, level)):
+        counts = found.rests
+        if signless:
+            counts = counts[: 1 << low] + counts[1 << low : 2 << low]
+    else:
+        every = _DENSE_EVERY // 8 if level.exhaustive else _DENSE_EVERY
+        counts = np.sum([rest_counts(g, head, joined, signless, every) for g in groups], axis=0)
+    return looks_dense(counts, low + (not signless), level)
+
+
+def dense_tail(words: Words, counts: I64, level: Level) -> bool:
+    """Say whether a byte plane of a group, of which a sample was counted, is not worth counting."""
+    return words.size >= DENSE and looks_dense(counts, 8, level)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +154,17 @@ class KeyPlan:
     shared: bool
 
 
-def plan_keys(groups: list[Words], head: Head, level: Level) -> list[KeyPlan]:
+def take_survey(words: Words, size: int, head: Head, level: Level) -> Survey:
+    """Count what `plan_keys`, `dense_rests` and `dense_tail` need to know of elements in groups of `size`."""
+    sample = _DENSE_EVERY // 8 if level.exhaustive else _DENSE_EVERY
+    return survey(words, size, head, max(joined_candidates(head, level)), _every(words.size, level), sample)
+
+
+def _every(n: int, level: Level) -> int:
+    return min(_EVERY // 4 if level.exhaustive else _EVERY, max(1, n // SAMPLE))
+
+
+def plan_keys(groups: list[Words], found: Survey, head: Head, level: Level) -> list[KeyPlan]:
     """Choose joined bits, codec and tables for the keys of a chunk's groups.
 
     The groups share a table unless one of its own saves a group more than it costs.
@@ -150,11 +172,10 @@ def plan_keys(groups: list[Words], head: Head, level: Level) -> list[KeyPlan]:
     candidates = joined_candidates(head, level)
     widest = max(candidates)
     n = sum(g.size for g in groups)
-    every = min(_EVERY // 4 if level.exhaustive else _EVERY, max(1, n // SAMPLE))
-    counted = np.stack([planes.key_counts(g, head, widest, every) for g in groups])
+    every = _every(n, level)
     best: tuple[int, list[KeyPlan]] | None = None
     for joined in candidates:
-        counts = counted.reshape(len(groups), -1, 1 << (widest - joined)).sum(axis=2)
+        counts = found.keys.reshape(len(groups), -1, 1 << (widest - joined)).sum(axis=2)
         rest = (head.mantissa - joined + 1) * n // 8
         pooled = counts.sum(axis=0)
         bits = head.exponent + joined
@@ -162,7 +183,7 @@ def plan_keys(groups: list[Words], head: Head, level: Level) -> list[KeyPlan]:
         options: list[tuple[int, list[KeyPlan]]] = []
         if bits <= 8:
             options.append((rows.packed_size(n, bits), [KeyPlan(joined, RAW, everything, None, False)] * len(groups)))
-        if np.count_nonzero(pooled) == 1 and all(planes.same_keys(g, head, joined) for g in groups):
+        if np.count_nonzero(pooled) == 1 and all(same_keys(g, head, joined) for g in groups):
             key = Window(int(pooled.argmax()), 1, pooled.size - 1, True, 0)
             options.append((0, [KeyPlan(joined, CONSTANT, key, None, False)] * len(groups)))
         else:

@@ -43,9 +43,9 @@ class RansTable:
     def stored(self) -> bytes:
         """The table as the format stores it, of even length, in the shortest of its three forms."""
         lo, hi, entries = write_range(self.freq)
-        dense, sparse = _stored_size(lo, hi), _sparse_size(lo, hi, self.used.size)
-        if self._short_size < min(dense, sparse):
-            packed_bits = np.zeros(self._short_size, np.uint8)
+        _, _, dense, sparse, short = self._facts
+        if short < min(dense, sparse):
+            packed_bits = np.zeros(short, np.uint8)
             _write_short(self.freq, hi, packed_bits)
             packed_bits[:2] = hi
             return packed_bits.tobytes()
@@ -60,30 +60,27 @@ class RansTable:
         return body + bytes(len(body) % 2)
 
     @cached_property
-    def used(self) -> I64:
-        """The bytes with a frequency, ascending."""
-        return np.flatnonzero(self.freq)
+    def _facts(self) -> list[int]:
+        """The smallest and the largest byte with a frequency, and the bytes of the three forms: dense, sparse, short."""
+        facts = np.empty(5, np.int64)
+        _measure(self.freq, facts)
+        found: list[int] = facts.tolist()
+        return found
 
     @property
     def lowest(self) -> int:
         """The smallest byte with a frequency."""
-        return int(self.used[0])
+        return self._facts[0]
 
     @property
     def highest(self) -> int:
         """The largest byte with a frequency."""
-        return int(self.used[-1])
+        return self._facts[1]
 
-    @cached_property
+    @property
     def size(self) -> int:
         """Bytes of the stored table."""
-        lo, hi = self.lowest, self.highest
-        return min(_stored_size(lo, hi), _sparse_size(lo, hi, self.used.size), self._short_size)
-
-    @cached_property
-    def _short_size(self) -> int:
-        bits = int(_gamma_bits()[self.freq[: self.highest + 1]].sum())
-        return 2 + (bits + 15) // 16 * 2
+        return min(self._facts[2:])
 
     @classmethod
     def read(cls, payload: U8) -> "tuple[RansTable, int]":
@@ -152,22 +149,6 @@ class RansTable:
         divisors = np.zeros(512, np.uint64)
         rans_portable.fill_divisors(self.freq, self.order, divisors)
         return divisors
-
-
-def _sparse_size(lo: int, hi: int, count: int) -> int:
-    size = 2 + (hi - lo + 8) // 8 + (12 * count + 7) // 8
-    return size + size % 2
-
-
-def _stored_size(lo: int, hi: int) -> int:
-    size = 2 + (12 * (hi - lo + 1) + 7) // 8
-    return size + size % 2
-
-
-@cache
-def _gamma_bits() -> I64:
-    """Return the bits of the Elias gamma code of a frequency + 1, for frequencies 0 … 4096."""
-    return np.array([2 * (f + 1).bit_length() - 1 for f in range(TOTAL + 1)], np.int64)
 
 
 @cache
@@ -425,6 +406,35 @@ def _read_entries(payload: U8, start: int, lo: int, hi: int, listed: bool, freq:
         if (payload[start + (bit >> 3)] >> (bit & 7)) & 1:
             return 0
     return size
+
+
+@quick_kernel
+@no_type_check
+def _measure(freq: I64, facts: I64) -> None:
+    """Needs: freq (256,) with one or more not 0, up to 4096; facts (5,)."""
+    lo = 256
+    hi = 0
+    used = 0
+    bits = 0
+    for byte in range(256):
+        f = freq[byte]
+        if f > 0:
+            lo = min(lo, byte)
+            for gap in range(hi, byte):
+                bits += 1 if freq[gap] == 0 else 0
+            more = 0
+            while (f + 1) >> (more + 1) > 0:
+                more += 1
+            bits += 2 * more + 1
+            hi = byte
+            used += 1
+    dense = 2 + (12 * (hi - lo + 1) + 7) // 8
+    sparse = 2 + (hi - lo + 8) // 8 + (12 * used + 7) // 8
+    facts[0] = lo
+    facts[1] = hi
+    facts[2] = dense + dense % 2
+    facts[3] = sparse + sparse % 2
+    facts[4] = 2 + (bits + 15) // 16 * 2
 
 
 @quick_kernel

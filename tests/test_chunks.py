@@ -18,7 +18,7 @@ from strategies import CONSTANT, HUFFMAN, RANS, RAW, ZSTANDARD, Entry, Taste
 from tzip import chunks
 from tzip.blocks import codecs_of
 from tzip.chunks import SLACK, decode_chunk, read_blocks
-from tzip.coders import planes
+from tzip.coders import counting, planes
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.jit import kernel
 from tzip.encoding import encode_chunk
@@ -1223,11 +1223,11 @@ def test_a_group_with_a_table_of_its_own_keeps_zeros_that_its_sample_lacks(level
     words[(3 << 18) + 1000 * np.arange(1, 40)] = 0
     last = words[3 << 18 :]
     for at in np.flatnonzero(last == 0):  # those that the sample would see
-        before = planes.key_counts(last, planes.BF16.head, 0, 16)[0]
+        before = counting.key_counts(last, planes.BF16.head, 0, 16)[0]
         last[at] = 0x3C00
-        if planes.key_counts(last, planes.BF16.head, 0, 16)[0] == before:
+        if counting.key_counts(last, planes.BF16.head, 0, 16)[0] == before:
             last[at] = 0
-    assert planes.key_counts(last, planes.BF16.head, 0, 16)[0] == 0
+    assert counting.key_counts(last, planes.BF16.head, 0, 16)[0] == 0
     assert np.count_nonzero(last == 0) > 9
     raw = words.view(np.uint8)
     encoded = encode_chunk(raw, 2, "bf16", LEVELS[level], 0, 0)

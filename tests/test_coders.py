@@ -12,7 +12,7 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tzip.coders import huffman, keys, planes, rans, rows, zstd
+from tzip.coders import counting, huffman, keys, planes, rans, rows, zstd
 from tzip.coders.errors import CorruptError, TruncatedError
 from tzip.coders.huffman import SLACK, HuffmanTable
 from tzip.coders.rans import RansTable
@@ -843,14 +843,14 @@ def test_all_keys_bytes_and_rests_are_counted(split, joined):
     for n in (*SPLIT_SIZES, 70016):
         words = strategies.array("outliers", n, split.width, split.name).view(f"<u{split.width}")
         keys_of, heads = _naive_keys(words, head, joined)
-        counts = planes.key_counts(words, head, joined)
+        counts = counting.key_counts(words, head, joined)
         assert counts.tolist() == np.bincount(keys_of, minlength=1 << head.exponent + joined).tolist()
         for k in range(split.width):
             plane = words.view(np.uint8).reshape(n, -1)[:, k]
-            assert planes.byte_counts(words, 8 * k).tolist() == np.bincount(plane, minlength=256).tolist()
+            assert counting.byte_counts(words, 8 * k).tolist() == np.bincount(plane, minlength=256).tolist()
         for signless in (False, True) if n < 64 or n % 64 == 0 else ():  # else two runs overlap
             rests = heads & (1 << low) - 1 | (0 if signless else heads >> 15 << low)
-            assert planes.rest_counts(words, head, joined, signless, 1).tolist() == np.bincount(rests, minlength=256).tolist()
+            assert counting.rest_counts(words, head, joined, signless, 1).tolist() == np.bincount(rests, minlength=256).tolist()
 
 
 @pytest.mark.parametrize("every", [2, 3, 8, 32])
@@ -860,33 +860,33 @@ def test_a_sample_is_one_run_of_64_in_each_stretch_and_is_scaled(every):
     for stretches in (1, 2, 7, 12):
         n = stretches * stretch
         words = (np.arange(n, dtype=np.uint64) // np.uint64(64)) << np.uint64(50)
-        counts = planes.key_counts(words, head, 2, every)
+        counts = counting.key_counts(words, head, 2, every)
         chosen = np.flatnonzero(counts)
         assert (chosen // every).tolist() == list(range(stretches))
         assert (counts[chosen] == stretch).all()
-        assert planes.key_counts(words.copy(), head, 2, every).tolist() == counts.tolist()
+        assert counting.key_counts(words.copy(), head, 2, every).tolist() == counts.tolist()
         signed = words | np.uint64(1 << 63)
-        assert planes.key_counts(signed, head, 2, every).tolist() == counts.tolist()
-        tops = planes.byte_counts(words, 50, every)
+        assert counting.key_counts(signed, head, 2, every).tolist() == counts.tolist()
+        tops = counting.byte_counts(words, 50, every)
         assert tops.sum() == n
         assert np.flatnonzero(tops).tolist() == sorted({int(c) & 255 for c in chosen})
     # Rests and keys come from the same elements: a rest of 5 bits says which half of a run it is.
     words = np.arange(10 * stretch, dtype=np.uint64) // np.uint64(32) % np.uint64(2) << np.uint64(48)
-    rests = planes.rest_counts(words, head, 0, False, every)
+    rests = counting.rest_counts(words, head, 0, False, every)
     assert rests[:2].tolist() == [5 * stretch, 5 * stretch]
 
 
 @given(st.integers(1, 3000), st.sampled_from([2, 8, 32]), st.integers(0, 2**32 - 1))
 def test_samples_of_any_size_hold_what_they_say(n, every, seed):
     words = np.random.default_rng(seed).integers(0, 65536, n).astype(np.uint16)
-    counts = planes.key_counts(words, planes.BF16.head, 0, every)
+    counts = counting.key_counts(words, planes.BF16.head, 0, every)
     runs = -(-n // (64 * every))
     assert counts.sum() == every * min(64, n) * runs
-    everything = planes.key_counts(words, planes.BF16.head, 0)
+    everything = counting.key_counts(words, planes.BF16.head, 0)
     assert (counts % every == 0).all()
     assert (counts[everything == 0] == 0).all()
-    assert planes.rest_counts(words, planes.BF16.head, 0, False, every).sum() == counts.sum()
-    assert planes.byte_counts(words, 8, every).sum() == counts.sum()
+    assert counting.rest_counts(words, planes.BF16.head, 0, False, every).sum() == counts.sum()
+    assert counting.byte_counts(words, 8, every).sum() == counts.sum()
 
 
 @pytest.mark.parametrize("width", [2, 4, 8])
@@ -894,13 +894,13 @@ def test_sign_modes(width):
     one = np.dtype(f"<u{width}").type(1 << 8 * width - 1)
     for n in (1, 2, 1023, 1024, 1025, 3000):
         words = np.random.default_rng(n).integers(0, 256, n * width, np.uint8).view(f"<u{width}")
-        assert planes.sign_mode(words & ~one) == 1
-        assert planes.sign_mode(words | one) == 2
+        assert counting.sign_mode(words & ~one) == 1
+        assert counting.sign_mode(words | one) == 2
         for at in {0, n // 2, n - 1} if n > 1 else ():
             for mode in (1, 2):
                 mixed = words & ~one if mode == 1 else words | one
                 mixed[at] ^= one
-                assert planes.sign_mode(mixed) == 0
+                assert counting.sign_mode(mixed) == 0
 
 
 @pytest.mark.parametrize(("split", "joined"), HEADS, ids=lambda v: getattr(v, "name", v))
@@ -912,12 +912,12 @@ def test_same_keys(split, joined):
     for n in (1, 2, 1023, 1024, 1025, 3000):
         words = np.random.default_rng(n).integers(0, 256, n * split.width, np.uint8).view(f"<u{split.width}")
         words = words & ~word(mask) | word(5 << shift)  # signs, rests and tails differ
-        assert planes.same_keys(words, head, joined)
+        assert counting.same_keys(words, head, joined)
         for at in {0, n // 2, n - 1} if n > 1 else ():
             for bit in (shift, shift + head.exponent + joined - 1):
                 other = words.copy()
                 other[at] ^= word(1 << bit)
-                assert not planes.same_keys(other, head, joined)
+                assert not counting.same_keys(other, head, joined)
 
 
 # ---- keys and windows
