@@ -2,9 +2,8 @@
 
 import os
 import threading
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,12 +14,14 @@ from numpy.typing import NDArray
 from tzip.bases import Base, Bases, Origin, base_bytes, paths_of
 from tzip.coders.errors import CorruptError, TensorNotFoundError, TzipError, UnsupportedError
 from tzip.coders.registry import names_of
-from tzip.formats.catalogue import AT_SAME_PLACE, IN_RUN, LINK, SHA_KNOWN
+from tzip.formats.catalogue import AT_SAME_PLACE, IN_RUN, LINK, SHA_KNOWN, STRIDED
+from tzip.formats.containers import gather, span_bytes
 from tzip.formats.dtypes import Dtype
 from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.names import check_links
 from tzip.formats.reader import ArchiveReader
 from tzip.formats.source import open_source
+from tzip.pipeline import in_order
 from tzip.workers import Workers, thread_count
 
 if TYPE_CHECKING:
@@ -426,16 +427,34 @@ class Archive(Mapping[str, NDArray[Any]]):
         self.tensor_bytes_into(row, out, threads, begin)
         return out
 
+    def _gather(self, row: int, begin: int, out: "U8", threads: int | None) -> None:
+        """Fill `out` with bytes of a strided tensor, in row-major order from its byte `begin` on."""
+        index = self.reader.index
+        shape, strides = index.shape_of(row)
+        dtype = index.dtype_of(row)
+        if dtype is None or strides is None:
+            raise UnsupportedError("its element type is not known to this tzip; upgrade it").at(tensor=index.tensor_names[row])
+        span = np.empty(span_bytes(dtype, shape, strides), np.uint8)
+        self.read_into([(row, 0, span)], threads, gathered=False)
+        out[:] = gather(span, dtype, shape, strides)[begin : begin + out.size]
+
     def tensor_bytes_into(self, row: int, out: "U8", threads: int | None, begin: int = 0) -> None:
         """Fill `out`, shape (n,), with the bytes of the tensor in that row of the index, from byte `begin` on."""
         self.read_into([(row, begin, out)], threads)
 
-    def read_into(self, wanted: "Sequence[tuple[int, int, U8]]", threads: int | None) -> None:
+    def read_into(self, wanted: "Sequence[tuple[int, int, U8]]", threads: int | None, *, gathered: bool = True) -> None:
         """Fill byte arrays with parts of tensors: (row of the index, first byte, array of shape (n,)) each.
 
-        A chunk that several of them need is decoded once. Raises CorruptError or UnsupportedError; the arrays are then
-        unspecified and must not be used.
+        A chunk that several of them need is decoded once. Bytes are those of the elements in row-major order; without
+        `gathered` those of strided tensors are as they lie, from the first element on. Raises CorruptError or
+        UnsupportedError; the arrays are then unspecified and must not be used.
         """
+        if gathered:
+            layouts = self.reader.index["t_layout"]
+            for row, begin, out in wanted:
+                if int(layouts[row]) == STRIDED and out.size:
+                    self._gather(row, begin, out, threads)
+            wanted = [w for w in wanted if int(layouts[w[0]]) != STRIDED]
         parts: dict[tuple[int, int], list[tuple[int, int, int, U8]]] = {}
         inline: dict[int, bytes] = {}
         for row, begin, out in wanted:
@@ -488,7 +507,7 @@ class Archive(Mapping[str, NDArray[Any]]):
     ) -> None:
         """Add to `parts` what the array needs: (run, chunk) -> (row, first and last byte in it, where they go)."""
         index = self.reader.index
-        if int(index["t_layout"][row]):
+        if int(index["t_layout"][row]) > STRIDED:
             raise UnsupportedError(f"tensor layout {int(index['t_layout'][row])} is not known to this tzip")
         if not out.size:
             return
@@ -537,7 +556,7 @@ class Archive(Mapping[str, NDArray[Any]]):
             ]
         places = {(run, chunk) for run, chunk, _, _ in pieces if run >= 0}
         self._source.expect(sorted(self.reader.chunk_at(*place) for place in places))
-        yield from _pipeline(pieces, uses, inline, index.run_chunks, self.decode_chunk, workers, write)
+        yield from in_order(pieces, uses, inline, index.run_chunks, self.decode_chunk, workers, write)
 
     def member_extents(self, member: int) -> list[tuple[int, int, int, int]]:
         """Return (first byte in the member, length, run or -1, offset in the run or the inline bytes) of each extent."""
@@ -591,80 +610,6 @@ class Archive(Mapping[str, NDArray[Any]]):
 
     def __repr__(self) -> str:
         return f"<tzip archive {self._source.name!r}: {len(self.reader.index.member_names)} members, {len(self)} tensors>"
-
-
-def _pipeline(
-    pieces: list[tuple[int, int, int, int]],
-    uses: dict[int, int],
-    inline: "U8",
-    run_chunks: NDArray[np.int64],
-    decode: "Callable[[int, int], U8]",
-    workers: Workers,
-    write: "Callable[[int, U8], None] | None",
-) -> "Iterator[U8]":
-    """Yield the pieces (run or -1, chunk, begin, end) in order, decoding ahead; shared runs are held until their last use."""
-
-    def alone(run: int, chunk: int, begin: int, end: int, at: int) -> "U8":
-        part = decode(run, chunk)[begin:end]
-        if write is not None:
-            write(at, part)
-        return part
-
-    at = 0
-    held: dict[int, Future[U8]] = {}
-    ahead: deque[tuple[Future[U8] | None, int, int, int, int]] = deque()
-    started: set[int] = set()
-    pending = 0
-    try:
-        for run, chunk, begin, end in pieces:
-            if run < 0:
-                ahead.append((None, run, begin, end, at))
-                at += end - begin
-                continue
-            if uses[run] > 1 and int(run_chunks[run]) == 1:
-                if run not in started:
-                    started.add(run)
-                    held[run] = workers.submit(decode, run, 0)
-                    pending += 1
-                ahead.append((held[run], run, begin, end, at))
-            else:
-                ahead.append((workers.submit(alone, run, chunk, begin, end, at), -2, begin, end, at))
-                pending += 1
-            at += end - begin
-            while ahead and (pending > workers.threads or ahead[0][0] is None):
-                part, done = _next(ahead, uses, held, inline, write)
-                pending -= done
-                yield part
-        while ahead:
-            part, _ = _next(ahead, uses, held, inline, write)
-            yield part
-    finally:
-        for future, *_ in ahead:
-            if future is not None and not future.cancel():
-                future.exception()  # what is writing must end before the file is closed
-
-
-def _next(
-    ahead: "deque[tuple[Future[U8] | None, int, int, int, int]]",
-    uses: dict[int, int],
-    held: "dict[int, Future[U8]]",
-    inline: "U8",
-    write: "Callable[[int, U8], None] | None",
-) -> "tuple[U8, int]":
-    """Return the next piece and whether it frees a place in the pipeline."""
-    future, run, begin, end, at = ahead.popleft()
-    if run == -2 and future is not None:
-        return future.result(), 1
-    part = inline[begin:end] if future is None else future.result()[begin:end]
-    if write is not None:
-        write(at, part)
-    if future is None:
-        return part, 0
-    uses[run] -= 1
-    if uses[run] == 0:
-        del held[run]
-        return part, 1
-    return part, 0
 
 
 def opener(base: Any) -> Callable[[Path, tuple[bytes, ...]], Archive]:

@@ -6,6 +6,7 @@ read from. Names of files are hints for the search and for messages; a file is a
 
 import errno
 import hashlib
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +19,11 @@ import numpy as np
 from tzip.coders.arrays import U8
 from tzip.coders.errors import BaseNotFoundError, ChangedError, CorruptError, TzipError, UsageError
 from tzip.coders.scratch import recycle
-from tzip.formats import safetensors_header
 from tzip.formats.catalogue import FILE, SHA_KNOWN
+from tzip.formats.containers import ContainerError, View, gather, span_bytes
 from tzip.formats.dtypes import OPAQUE, Dtype
 from tzip.formats.envelope import is_packed
+from tzip.formats.recognising import recognise
 from tzip.formats.source import Source, open_source
 
 MAX_DEPTH = 64  # archives that lean on each other in a row
@@ -29,6 +31,9 @@ SEARCH = "TZIP_BASE_PATH"  # folders and files to look for bases in, as PATH has
 _SAMPLE = 2048  # elements, at three places, that tell whether a difference is worth it
 _MOST = 16  # bases that are compared with a tensor
 _NONE = bytes(32)
+_SUFFIXES = (
+    ".safetensors", ".tzip", ".pt", ".pth", ".bin", ".ckpt", ".npy", ".npz", ".gguf", ".onnx", ".h5", ".hdf5", ".zip", ".tar",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class Base:
 
 
 class BaseFile:
-    """A safetensors file that bases are read from; `path` is that of the file or of the archive which holds it."""
+    """A file of tensors that bases are read from; `path` is that of the file or of the archive which holds it."""
 
     def __init__(self, name: str, path: str) -> None:
         self.name = name
@@ -88,10 +93,14 @@ class _PlainFile(BaseFile):
     def __init__(self, source: Source) -> None:
         super().__init__(os.path.basename(source.name), source.name)
         self.source = source
-        data_start, spans = safetensors_header.parse(source.read_at, source.size)
-        self.begins = {s.name: data_start + s.begin for s in spans}
-        for s in spans:
-            self.tensors[s.name] = Base(self, s.name, s.dtype, s.shape, s.end - s.begin)
+        found = recognise(source.read_at, source.size)
+        if not found.container:
+            raise ContainerError("it is no file of tensors that tzip knows")
+        self.views = {view.name: view for view in found.tensors}
+        for view in found.tensors:
+            elements = math.prod(view.shape)
+            self.tensors[view.name] = Base(self, view.name, view.dtype, view.shape, view.dtype.nbytes(elements))
+        self._gathered: tuple[str, U8] | None = None
         self._origin: Origin | None = None
         self._lock = threading.Lock()
 
@@ -102,8 +111,24 @@ class _PlainFile(BaseFile):
             return self._origin
 
     def read_into(self, base: Base, begin: int, out: U8) -> None:
-        if self.source.readinto_at(self.begins[base.name] + begin, memoryview(out)) != out.size:
-            raise BaseNotFoundError("the base became shorter while it was read").at(path=self.source.name, tensor=base.name)
+        view = self.views[base.name]
+        if view.strides is not None:
+            out[:] = self._gather(view, view.strides)[begin : begin + out.size]
+            return
+        self._read(view, view.begin + begin, out)
+
+    def _read(self, view: View, at: int, out: U8) -> None:
+        if self.source.readinto_at(at, memoryview(out)) != out.size:
+            raise BaseNotFoundError("the base became shorter while it was read").at(path=self.source.name, tensor=view.name)
+
+    def _gather(self, view: View, strides: tuple[int, ...]) -> U8:
+        """Return a strided tensor; the last one is kept, for it is asked for chunk by chunk."""
+        with self._lock:
+            if self._gathered is None or self._gathered[0] != view.name:
+                span = np.empty(span_bytes(view.dtype, view.shape, strides), np.uint8)
+                self._read(view, view.begin, span)
+                self._gathered = view.name, gather(span, view.dtype, view.shape, strides)
+            return self._gathered[1]
 
 
 _hashed: dict[object, bytes] = {}  # by what tells a file from what it was: chains ask for the same files again and again
@@ -308,9 +333,9 @@ class Bases:
             if key not in self._opened:
                 try:
                     self._opened[key] = self._open(path)
-                except (TzipError, OSError, safetensors_header.HeaderError) as e:
-                    if strict and isinstance(e, safetensors_header.HeaderError):
-                        raise UsageError(f"the base is no safetensors file, no archive: {e}").at(path=str(path)) from None
+                except (TzipError, OSError, ContainerError) as e:
+                    if strict and isinstance(e, ContainerError):
+                        raise UsageError(f"the base is no file of tensors, no archive: {e}").at(path=str(path)) from None
                     # Too many open files is no reason to say that there is no such file.
                     if strict or (isinstance(e, OSError) and e.errno in (errno.EMFILE, errno.ENFILE)):
                         raise
@@ -363,7 +388,7 @@ def _expand(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _tensor_files(paths: Iterable[Path]) -> list[Path]:
-    return sorted(p for p in paths if p.name.endswith((".safetensors", ".tzip")) and p.is_file())
+    return sorted(p for p in paths if p.name.endswith(_SUFFIXES) and p.is_file())
 
 
 def _fits_shape(base: tuple[int, ...], shape: tuple[int, ...]) -> bool:

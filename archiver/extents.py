@@ -5,23 +5,13 @@ from dataclasses import dataclass
 
 from tzip.bases import Base
 from tzip.duplicates import Run
-from tzip.formats.dtypes import Dtype
+from tzip.formats.containers import Region, View
 from tzip.formats.layout import CHUNK_ELEMENTS
 
 INLINE_BYTES = 4096  # a file up to here is stored in its member record: two records would cost more
 OWN_RUN = 65536  # tensors with fewer elements share bundles: a chunk costs 64 bytes and a table
 OPAQUE_WIDTH = 8  # opaque bytes are runs of 8-byte elements, so that a zstandard frame spans 1 MiB
 NO_BASES: Mapping[int, Base] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor of a member: `begin` is its first byte in the member."""
-
-    name: str
-    dtype: Dtype
-    shape: tuple[int, ...]
-    begin: int
 
 
 @dataclass(slots=True)
@@ -36,53 +26,53 @@ class Extent:
 
 @dataclass(slots=True)
 class MemberLayout:
-    """Extents in file order, the runs to write in the order of their first use, tensors in file order."""
+    """Extents in file order, the runs to write in the order of their first use, and the tensors."""
 
     extents: list[Extent]
     runs: list[Run]
-    tensors: list[Tensor]
+    tensors: list[View]
 
 
 def lay_out(
-    size: int, data_start: int, tensors: Sequence[Tensor], nbytes: Sequence[int], bases: Mapping[int, Base] = NO_BASES
+    size: int, regions: Sequence[Region], tensors: Sequence[View], bases: Mapping[int, Base] = NO_BASES
 ) -> MemberLayout:
-    """Cut a member of `size` bytes into extents: `data_start` inline bytes, then tensors without gaps.
+    """Cut a member of `size` bytes into extents: its regions, and what lies between them.
 
-    Large tensors get runs of their own; small ones share bundles of one coding, in file order, those that have a base others
-    than those that have none. `bases`: those of the tensors that have one, by their places.
+    Large regions get runs of their own; small ones share bundles of one coding, in file order, those that have a base others
+    than those that have none. `bases`: those of the regions that have one, by their places.
     """
     layout = MemberLayout([], [], list(tensors))
-    if data_start:
-        layout.extents.append(Extent(0, data_start))
     bundles: dict[tuple[int, str, bool], Run] = {}
-    for i, (tensor, n) in enumerate(zip(tensors, nbytes, strict=True)):
-        if not n:
-            continue
-        width, coding = tensor.dtype.width, tensor.dtype.coding
+    at = 0
+    for i, region in enumerate(regions):
+        if region.begin > at:
+            lay_out_opaque(layout, at, region.begin - at)
+        at = region.end
+        n = region.end - region.begin
+        width, coding = region.dtype.width, region.dtype.coding
         if coding == "opaque":
-            lay_out_opaque(layout, tensor.begin, n, split=False)
+            lay_out_opaque(layout, region.begin, n, split=False)
             continue
         own = n >= OWN_RUN * width
         base = bases.get(i)
         kind = width, coding, base is not None
         run = None if own else bundles.get(kind)
         if run is None or run.size + n > CHUNK_ELEMENTS * width:
-            run = Run(width, coding, _row(tensor, n // width) if own else 0)
+            run = Run(width, coding, _row(region) if own else 0)
             layout.runs.append(run)
             if not own:
                 bundles[kind] = run
-        layout.extents.append(Extent(tensor.begin, n, run, run.size))
-        run.add(tensor.begin, n, base)
-    assert sum(e.length for e in layout.extents) == size
+        layout.extents.append(Extent(region.begin, n, run, run.size))
+        run.add(region.begin, n, base)
+    if size > at:
+        lay_out_opaque(layout, at, size - at)
     return layout
 
 
-def _row(tensor: Tensor, elements: int) -> int:
-    """Return how many elements of its run a row of the tensor has (a complex one counts twice); 0 when there are no rows."""
-    rows = 1
-    for n in tensor.shape[:-1]:
-        rows *= n
-    return elements // rows if len(tensor.shape) > 1 and elements % rows == 0 else 0
+def _row(region: Region) -> int:
+    """Return how many elements of its run a row has (a complex one counts twice); 0 when it does not end with one."""
+    row, rest = divmod(region.row * region.dtype.bits, 8 * region.dtype.width)
+    return 0 if rest else row
 
 
 def lay_out_opaque(layout: MemberLayout, begin: int, n: int, *, split: bool = True) -> None:

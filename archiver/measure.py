@@ -12,10 +12,11 @@ from tzip.coders.arrays import U8
 from tzip.coders.errors import CorruptError, UsageError
 from tzip.duplicates import Run
 from tzip.encoding import encode_chunk
-from tzip.extents import MemberLayout, Tensor, lay_out, lay_out_opaque
-from tzip.formats import safetensors_header
+from tzip.extents import lay_out
 from tzip.formats.catalogue import FILE
+from tzip.formats.containers import ContainerError
 from tzip.formats.layout import CHUNK_ELEMENTS
+from tzip.formats.recognising import Found, recognise
 from tzip.formats.source import Source
 from tzip.plan import LEVELS
 from tzip.tree import collect
@@ -118,14 +119,10 @@ def _sample(path: Any, limit: int) -> list[tuple[U8, int, str, int, int]]:
 def _places(opener: Callable[[], Source]) -> Iterator[tuple[Callable[[], Source], Run, int, int, int]]:
     with opener() as source:
         try:
-            start, spans = safetensors_header.parse(source.read_at, source.size)
-        except safetensors_header.HeaderError:
-            layout = MemberLayout([], [], [])
-            if source.size:
-                lay_out_opaque(layout, 0, source.size)
-        else:
-            tensors = [Tensor(s.name, s.dtype, s.shape, start + s.begin) for s in spans]
-            layout = lay_out(source.size, start, tensors, [s.end - s.begin for s in spans])
+            found = recognise(source.read_at, source.size)
+        except ContainerError:
+            found = Found()
+        layout = lay_out(source.size, found.regions, found.tensors)
     for run in layout.runs:
         step = CHUNK_ELEMENTS * run.width
         for begin, n in run.pieces:

@@ -4,9 +4,11 @@ import io
 import os
 import time
 import warnings
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,35 +16,40 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tzip.archive import opener
-from tzip.bases import Bases
+from tzip.bases import Base, Bases
 from tzip.blocks import codecs_of
 from tzip.chunks import SLACK, decode_chunk
 from tzip.coders import zstd
-from tzip.coders.arrays import U8
+from tzip.coders.arrays import U8, for_kernels
 from tzip.coders.errors import ChangedError, CorruptError, TzipError, UsageError
 from tzip.coders.scratch import borrow, recycle
 from tzip.coders.sums import same_bytes, sum64
 from tzip.duplicates import Duplicates, Origin, Run, share
 from tzip.encoding import EncodedChunk, encode_chunk
-from tzip.extents import NO_BASES, Extent, MemberLayout, Tensor, lay_out, lay_out_opaque
+from tzip.extents import NO_BASES, Extent, MemberLayout, lay_out
 from tzip.formats import safetensors_header
 from tzip.formats.atomic import PartialFile
 from tzip.formats.catalogue import (
     AT_SAME_PLACE,
     CLOSED,
     FILE,
+    FLAT,
     FOLDER,
     IN_RUN,
     INLINE,
     LINK,
     NO_MTIME,
     SHA_KNOWN,
+    STRIDED,
     TENSOR,
     Catalogue,
 )
+from tzip.formats.containers import ContainerError, Region, View, span_bytes, whole_tensors
 from tzip.formats.dtypes import Dtype
 from tzip.formats.layout import CHUNK_ELEMENTS, DONE, MEMBER, ArchiveHeader, ChunkHead, DoneRecord
 from tzip.formats.names import check_name
+from tzip.formats.onnx_files import External, external
+from tzip.formats.recognising import Found, recognise, told_of
 from tzip.formats.source import Source, open_source
 from tzip.formats.writer import ArchiveWriter
 from tzip.plan import level_named
@@ -52,6 +59,7 @@ from tzip.version import __version__
 from tzip.workers import Hasher, Workers, thread_count
 
 SUFFIX = ".tzip"
+_MODELS = 64  # ONNX models of a folder that are asked what they keep in other files
 
 Progress = Callable[[int], None]
 
@@ -117,6 +125,7 @@ class Packer:
         self.duplicates = Duplicates()
         self.bases = Bases(options.base, opener(options.base), chain=_THIS) if options.base is not None else None
         self.leans_on: set[str] = set()
+        self._external: dict[Path, list[External]] = {}
         self.runs = 0
         self.total = 0
         self.bytes_in = 0
@@ -141,7 +150,8 @@ class Packer:
 
     def add_tensor(self, name: str, raw: U8, dtype: Dtype, shape: tuple[int, ...]) -> None:
         """Add a bare tensor (FORMAT.md, section 9)."""
-        layout = lay_out(raw.size, 0, [Tensor("", dtype, shape, 0)], [raw.size])
+        row = shape[-1] if len(shape) > 1 else 0
+        layout = lay_out(raw.size, [Region(0, raw.size, dtype, row)] if raw.size else [], [View("", dtype, shape, 0)])
         item = Item(name, TENSOR, 0, 0, raw.size)
         self._stream(item, layout, _ArraySource(raw))
 
@@ -162,31 +172,55 @@ class Packer:
             return hasher.digest() or b""
 
     def _lay_out(self, item: Item, source: Source) -> MemberLayout:
+        where = item.original or item.name
+        named = item.name.lower().endswith(".safetensors")
         try:
-            data_start, spans = safetensors_header.parse(source.read_at, source.size)
-        except safetensors_header.HeaderError as e:
-            if item.name.lower().endswith(".safetensors"):
-                message = f"{item.original or item.name}: no valid safetensors file, {e}; packed as plain bytes"
-                if self.strict:
-                    raise InputFormatError(f"no valid safetensors file: {e}").at(
-                        path=item.original or item.name
-                    ) from None
-                self.warnings.append(message)
-        else:
-            tensors = [Tensor(s.name, s.dtype, s.shape, data_start + s.begin) for s in spans]
-            bases = NO_BASES
-            if self.bases is not None:
+            found = recognise(source.read_at, source.size)
+            if named and not found.container:
+                safetensors_header.parse(source.read_at, source.size)  # which says why it is none
+        except ContainerError as e:
+            fault = str(e) if e.container else f"no valid safetensors file: {e}"
+            # Only its name tells whether a file without magic bytes was to be one.
+            silent = e.container == safetensors_header.NAME and not named
+            if self.strict and not silent:
+                raise InputFormatError(fault).at(path=where) from None
+            found = Found(warnings=[] if silent else [f"{fault}; packed as plain bytes"])
+        if not found.container and item.original:
+            theirs = self._outside(Path(item.original))
+            found = told_of(theirs, source.size) if theirs else found
+        self.warnings += [f"{where}: {warning}" for warning in found.warnings]
+        bases = self._bases_of(item, source, found) if self.bases is not None else NO_BASES
+        return lay_out(source.size, found.regions, found.tensors, bases)
 
-                def read(i: int, at: int, n: int) -> U8:
-                    end = spans[i].end - spans[i].begin
-                    return np.frombuffer(source.read_at(tensors[i].begin + at, max(0, min(n, end - at))), np.uint8)
+    def _outside(self, path: Path) -> list[External]:
+        """Return the tensors that ONNX models in the folder of a file, or the one above it, keep in that file."""
+        return [
+            told
+            for folder in (path.parent, path.parent.parent)
+            for told in self._told_by(folder)
+            if os.path.normpath(folder / told.location) == os.path.normpath(path)
+        ]
 
-                bases = self.bases.match([(t.name, t.dtype, t.shape) for t in tensors], read, item.original)
-            return lay_out(source.size, data_start, tensors, [s.end - s.begin for s in spans], bases)
-        layout = MemberLayout([], [], [])
-        if source.size:
-            lay_out_opaque(layout, 0, source.size)
-        return layout
+    def _told_by(self, folder: Path) -> list[External]:
+        if folder not in self._external:
+            self._external[folder] = []
+            for model in sorted(folder.glob("*.onnx"))[:_MODELS]:
+                with suppress(ContainerError, OSError), open_source(model) as source:
+                    self._external[folder] += external(source.read_at, source.size)
+        return self._external[folder]
+
+    def _bases_of(self, item: Item, source: Source, found: Found) -> Mapping[int, Base]:
+        """Return the bases of those regions that are one tensor each, by their places."""
+        assert self.bases is not None
+        whole = whole_tensors(found.regions, found.tensors)
+        places = list(whole)
+
+        def read(i: int, at: int, n: int) -> U8:
+            region = found.regions[places[i]]
+            return np.frombuffer(source.read_at(region.begin + at, max(0, min(n, region.end - region.begin - at))), np.uint8)
+
+        tensors = [(view.name, view.dtype, view.shape) for view in whole.values()]
+        return {places[i]: base for i, base in self.bases.match(tensors, read, item.original).items()}
 
     def _share(self, layout: MemberLayout, origin: Origin, source: Source) -> None:
         """Leave out the runs whose bytes the archive has, or will have, already."""
@@ -389,16 +423,18 @@ class Packer:
         names = ("t_name", "t_dtype", "t_layout", "t_ndim", "t_extent", "t_offset")
         for name in (*names, "dims"):
             columns[name] = []
-        by_begin = {e.begin: i for i, e in enumerate(layout.extents)}
+        begins = [e.begin for e in layout.extents]
         for tensor in layout.tensors:
-            elements = 1
-            for n in tensor.shape:
-                elements *= n
-            extent = by_begin[tensor.begin] if tensor.dtype.nbytes(elements) else 0
-            row = (len(tensor.name.encode()), tensor.dtype.wire_id, 0, len(tensor.shape), extent, 0)
+            extent = offset = 0
+            if span_bytes(tensor.dtype, tensor.shape, tensor.strides):
+                extent = bisect_right(begins, tensor.begin) - 1
+                offset = tensor.begin - begins[extent]
+            strided = tensor.strides is not None
+            dims = (*tensor.shape, *(tensor.strides or ()))
+            row = (len(tensor.name.encode()), tensor.dtype.wire_id, STRIDED if strided else FLAT, len(dims), extent, offset)
             for name, value in zip(names, row, strict=True):
                 columns[name].append(value)
-            columns["dims"] += tensor.shape
+            columns["dims"] += dims
 
     def _done(self, item: Item, size: int, digest: bytes | None) -> None:
         self.writer.record(DONE, DoneRecord(len(self.members) - 1, size, digest).write())
@@ -444,8 +480,8 @@ def _read(source: Source, begin: int, n: int, item: Item) -> bytes:
 
 def _part(source: Source, begin: int, n: int, item: Item) -> U8:
     """Return n bytes of a source, those of an array as they lie there."""
-    if isinstance(source, _ArraySource) and source.raw.flags.writeable:  # kernels are compiled for writable arrays
-        return source.raw[begin : begin + n]
+    if isinstance(source, _ArraySource):
+        return for_kernels(source.raw[begin : begin + n])
     raw = recycle(n)
     _read_into(source, begin, raw, item)
     return raw

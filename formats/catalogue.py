@@ -31,6 +31,7 @@ FILE, FOLDER, LINK, TENSOR = range(4)
 SHA_KNOWN, CLOSED = 1, 2
 NO_MTIME = -(1 << 63)
 INLINE, IN_RUN = 0, 1
+FLAT, STRIDED = 0, 1  # layouts of tensors
 AT_SAME_PLACE = 0  # kinds of inputs
 _TABLES = ("members", "extents", "tensors", "runs", "inputs", "chunks", "dims", "heap", "inline")
 _COUNTS = struct.Struct("<12I")
@@ -335,6 +336,8 @@ class Catalogue:
             t += count
         if (self["t_ndim"][self["t_dtype"] == OPAQUE.wire_id] != 1).any():
             raise CorruptError("an opaque tensor has one dimension")
+        if (self["t_ndim"][self["t_layout"] == STRIDED] % 2).any():
+            raise CorruptError("a strided tensor has as many strides as dimensions")
         member_of = np.repeat(np.arange(self["m_kind"].size), self["m_tensors"])
         first = np.cumsum(self["m_extents"], dtype=np.int64) - self["m_extents"]
         nbytes = self.tensor_nbytes
@@ -350,7 +353,7 @@ class Catalogue:
         offset = self["t_offset"]
         if int(offset.max()) >= _BIG:
             raise CorruptError("a tensor has an impossible offset")
-        over = offset.astype(np.int64) + np.where(known, nbytes, 0) > length
+        over = offset.astype(np.int64) + np.where(known, self._spans(), 0) > length
         if (over & ~empty).any():
             i = int(np.flatnonzero(over & ~empty)[0])
             raise CorruptError("a tensor leaves its extent").at(tensor=self.tensor_names[i])
@@ -397,8 +400,9 @@ class Catalogue:
     @cached_property
     def tensor_nbytes(self) -> NDArray[np.int64]:
         """The bytes of each tensor; -1 where the dtype is not known to this tzip."""
-        ndim = self["t_ndim"].astype(np.int64)
-        start = np.cumsum(ndim) - ndim
+        stored = self["t_ndim"].astype(np.int64)
+        start = np.cumsum(stored) - stored
+        ndim = np.where(self["t_layout"] == STRIDED, stored // 2, np.where(self["t_layout"] == FLAT, stored, 0))
         elements = np.ones(ndim.size, np.int64)
         for n in sorted(set(ndim.tolist())):  # np.unique would import numpy.ma: 27 ms of a listing
             if n == 0:
@@ -416,14 +420,39 @@ class Catalogue:
         per = bits[self["t_dtype"]]
         if ((elements * per) % 8 != 0)[per > 0].any():
             raise CorruptError("a tensor of a sub-byte dtype does not fill its last byte")
-        return np.where(per < 0, -1, elements * per // 8)
+        return np.where((per < 0) | (self["t_layout"] > STRIDED), -1, elements * per // 8)
+
+    def _spans(self) -> NDArray[np.int64]:
+        """The bytes of each tensor from its first element to its last, which are not fewer than those of its elements."""
+        spans = self.tensor_nbytes.copy()
+        for i in np.flatnonzero(self["t_layout"] == STRIDED).tolist():
+            shape, strides = self.shape_of(i)
+            dtype = self.dtype_of(i)
+            if spans[i] <= 0 or strides is None or dtype is None:
+                continue
+            span = (1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))) * dtype.bits // 8
+            if dtype.bits % 8 or not spans[i] <= span < _BIG:
+                raise CorruptError("a strided tensor is longer than its span").at(tensor=self.tensor_names[i])
+            spans[i] = span
+        return spans
+
+    @cached_property
+    def _first_dim(self) -> NDArray[np.int64]:
+        ndim = self["t_ndim"].astype(np.int64)
+        return np.cumsum(ndim) - ndim
+
+    def shape_of(self, tensor: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Return the shape of a tensor, and its strides in elements when it is strided."""
+        first, n = int(self._first_dim[tensor]), int(self["t_ndim"][tensor])
+        dims = tuple(self["dims"][first : first + n].tolist())
+        return (dims[: n // 2], dims[n // 2 :]) if int(self["t_layout"][tensor]) == STRIDED else (dims, None)
 
     def shapes(self) -> Iterator[tuple[int, ...]]:
         """Yield the shape of each tensor."""
         dims = self["dims"].tolist()
         at = 0
-        for n in self["t_ndim"].tolist():
-            yield tuple(dims[at : at + n])
+        for n, layout in zip(self["t_ndim"].tolist(), self["t_layout"].tolist(), strict=True):
+            yield tuple(dims[at : at + (n // 2 if layout == STRIDED else n)])
             at += n
 
     def dtype_of(self, tensor: int) -> Dtype | None:

@@ -8,12 +8,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from tzip.formats.containers import ContainerError, Contents, Read, Region, View
 from tzip.formats.dtypes import BY_NAME, OPAQUE, Dtype
 
+NAME = "safetensors"
 MAX_HEADER = 100_000_000
 
 
-class HeaderError(Exception):
+class HeaderError(ContainerError):
     """Why the bytes are no valid safetensors file."""
 
 
@@ -26,6 +28,22 @@ class TensorSpan:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+def find(read: Read, size: int) -> Contents | None:
+    """Return the tensors, None of a file that does not begin like one of these; raises HeaderError."""
+    start = read(0, 64)
+    n = int.from_bytes(start[:8], "little")
+    if len(start) < 10 or not 2 <= n <= min(size - 8, MAX_HEADER) or start[8:].lstrip(b" \t\r\n")[:1] not in (b"{", b""):
+        return None
+    data_start, spans = parse(read, size)
+    contents = Contents(NAME)
+    for span in spans:
+        begin, end = data_start + span.begin, data_start + span.end
+        if begin < end:
+            contents.regions.append(Region(begin, end, span.dtype, span.shape[-1] if len(span.shape) > 1 else 0))
+        contents.tensors.append(View(span.name, span.dtype, span.shape, begin))
+    return contents
 
 
 def parse(read: Callable[[int, int], bytes], file_size: int) -> tuple[int, list[TensorSpan]]:

@@ -997,14 +997,32 @@ class Tensor:
     name: str
     dtype: int
     layout: int
-    shape: tuple[int, ...]
+    dims: tuple[int, ...]
     extent: int
     offset: int
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The dimensions (section 2.3)."""
+        return self.dims[: len(self.dims) // 2] if self.layout == 1 else self.dims
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """The strides of a strided tensor (section 2.3)."""
+        return self.dims[len(self.dims) // 2 :]
+
+    @property
+    def span(self) -> int:
+        """The bytes from the first element to the last (section 2.3)."""
+        if self.layout == 0 or self.size == 0:
+            return self.size
+        elements = 1 + sum((d - 1) * s for d, s in zip(self.shape, self.strides, strict=True))
+        return elements * DTYPE_BITS[self.dtype] // 8
+
+    @property
     def unsupported(self) -> str | None:
         """Why this text cannot read it, or None (sections 2.3 and 3)."""
-        if self.layout != 0:
+        if self.layout > 1:
             return f"layout {self.layout}"
         if self.dtype not in DTYPE_BITS:
             return f"dtype {self.dtype}"
@@ -1309,13 +1327,16 @@ def check_member(member: Member, runs: Sequence[Run]) -> None:
 
 
 def _check_tensor(tensor: Tensor, member: Member) -> None:
+    require(tensor.layout == 0 or len(tensor.dims) % 2 == 0, "strides of a tensor")
     require(tensor.dtype != 0 or len(tensor.shape) == 1, "shape of an opaque tensor")
     require(prod(tensor.shape) * DTYPE_BITS[tensor.dtype] % 8 == 0, "a sub-byte tensor does not fill its last byte")
     if tensor.size == 0:
         require(tensor.extent == 0 and tensor.offset == 0, "extent of an empty tensor")
     else:
         require(tensor.extent < len(member.extents), "extent of a tensor")
-        require(tensor.offset + tensor.size <= member.extents[tensor.extent].length, "a tensor exceeds its extent")
+        require(tensor.offset + tensor.span <= member.extents[tensor.extent].length, "a tensor exceeds its extent")
+        if tensor.layout == 1:
+            require(DTYPE_BITS[tensor.dtype] % 8 == 0 and tensor.size <= tensor.span, "a strided tensor exceeds its span")
 
 
 _DEVICES = {"CON", "PRN", "AUX", "NUL"} | {f"{port}{digit}" for port in ("COM", "LPT") for digit in range(10)}
@@ -1530,7 +1551,14 @@ class Archive:
             raise Unsupported(reason)
         if tensor.size == 0:
             return b""
-        return self._extent_bytes(i, member.extents[tensor.extent], tensor.offset, tensor.size)
+        span = self._extent_bytes(i, member.extents[tensor.extent], tensor.offset, tensor.span)
+        if tensor.layout == 0:
+            return span
+        width = DTYPE_BITS[tensor.dtype] // 8
+        places = [0]
+        for d, s in zip(tensor.shape, tensor.strides, strict=True):
+            places = [at + k * s for at in places for k in range(d)]
+        return b"".join(span[at * width : (at + 1) * width] for at in places)
 
 
 def check_bytes(member: Member, sha: bytes | None, data: bytes) -> None:

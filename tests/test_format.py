@@ -1026,7 +1026,7 @@ def test_more_dimensions_than_numpy_has_are_unsupported():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [(1, 11), (1, 25), (1, 255), (2, 1), (2, 255)], ids=["11", "25", "255", "layout 1", "layout 255"]
+    ("field", "value"), [(1, 11), (1, 25), (1, 255), (2, 2), (2, 255)], ids=["11", "25", "255", "layout 2", "layout 255"]
 )
 def test_unknown_dtypes_and_layouts_concern_only_their_tensor(field, value):
     members = _members()

@@ -637,7 +637,7 @@ def test_unknown_split_or_inputs_are_unsupported(samples: dict[str, Sample], tmp
 
 def test_unknown_dtype_layout_and_inputs_make_only_that_tensor_unsupported(samples: dict[str, Sample]) -> None:
     data, files, tensors = samples["default"]
-    for column_name, value in (("t_dtype", 99), ("t_dtype", 11), ("t_layout", 1)):
+    for column_name, value in (("t_dtype", 99), ("t_dtype", 11), ("t_layout", 2)):
         f = Forged(data)
         f.set_both(0, column_name, 0, value)
         with tzip.open(f.build()) as archive:
