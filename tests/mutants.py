@@ -24,6 +24,11 @@ _CHUNKS = "test_chunks.py"
 _DELTAS = f"{_CHUNKS}::test_flawed_transform_headers_are_refused"
 _HEADERS = "test_transforms.py::test_forged_headers_of_deltas_are_refused"
 _TABLES = "test_coders.py::test_faulty_rans_tables_are_refused"
+_AT_ONCE = (
+    f"{_CHUNKS}::test_flawed_blocks_are_refused",
+    f"{_CHUNKS}::test_every_flipped_bit_behind_a_right_check_is_judged_alike",
+    f"{_CHUNKS}::test_without_sums_random_damage_is_judged_alike",
+)
 _RULE = "test_format.py::test_a_broken_rule_is_refused"
 _RACE = f"{_FAULTS}::test_output_that_appears_meanwhile_is_not_replaced"
 
@@ -41,6 +46,29 @@ MUTANTS = [
         'if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):',
         "if False:",
         (f"{_HOSTILE}::test_every_byte_flipped", f"{_HOSTILE}::test_random_bytes_damaged"),
+    ),
+    # The kernel that decodes a record at once must refuse what the steps refuse: they then say what is wrong.
+    *(
+        Mutant(f"at once: {name}", "coders/record_decoder.py", old, new, _AT_ONCE)
+        for name, old, new in (
+            ("no stored check", "if sum_of(buffer[16:length], sum_keys, stripe) != check:", "if False:"),
+            ("no decoded sum", "raw, sum_keys, stripe) == decoded else 1", "raw, sum_keys, stripe) == decoded else 0"),
+            ("reserved fields of entries", "if buffer[e + 14] | buffer[e + 15]:", "if False:"),
+            ("joined bits of keys", "or buffer[e + 1] != joined or buffer[e + 3] > 1", "or buffer[e + 3] > 1"),
+            ("joined bits of rests", "if buffer[e + 1] != (joined if in_head else 0) or", "if"),
+            ("segments", "if segment > 131072 or (segments - 1) * segment >= m or", "if"),
+            ("values of raw planes", " or escapes or _read32(buffer, e + 12)", " or escapes"),
+            ("sizes of raw planes", " or stored != wanted:", ":"),
+            ("payloads past the end", "if stops[i] > length:", "if False:"),
+            ("rubbish between payloads", "for k in range(at, starts[i]):", "for k in range(0):"),
+            ("rubbish at the end", "for k in range(at, length):", "for k in range(0):"),
+            ("tables that do not exist", "elif not have:", "elif False:"),
+            ("symbols out of range", "if value != 0 or highest >> key_bits:", "if value != 0:"),
+            ("windows out of range", "or (value + highest) >> key_bits:", ":"),
+            ("words left over", "if left[k] != 0 or place[k] != places[2, k]:", "if False:"),
+            ("lanes that end in any state", "if states[k] != np.uint32(32768):", "if False:"),
+            ("streams that end anywhere", "if used != stop:", "if used > stop:"),
+        )
     ),
     Mutant(
         "chunk not that of the index",

@@ -1277,6 +1277,9 @@ def _good_files():
     yield "opaque", lambda: _packed(b"never gonna give you up " * 400, "text", "default")
     yield "bare_f64", lambda: tzip.encode(strategies.array("normal", 300, 8, "f64").view("<f8").reshape(3, 100))
     yield "bare_0d", lambda: tzip.encode(np.float32(1.5))
+    column_major = io.BytesIO()
+    np.save(column_major, np.asfortranarray(np.arange(35, dtype="<i2").reshape(5, 7)))
+    yield "strided", lambda: _packed(column_major.getvalue(), "table.npy", "default")
     # Archives that lean on others of these.
     yield "delta", lambda: _packed(_moved(weights), "w.safetensors", "default", GOLDEN / "v0" / "bf16_default.tzip")
     yield "delta_of_delta", lambda: _packed(_moved(_moved(weights)), "w.safetensors", "best", GOLDEN / "v0" / "delta.tzip")
