@@ -27,7 +27,7 @@ from tzip.coders.sums import same_bytes, sum64
 from tzip.duplicates import Duplicates, Origin, Run, share
 from tzip.encoding import EncodedChunk, encode_chunk
 from tzip.extents import NO_BASES, Extent, MemberLayout, lay_out
-from tzip.formats import safetensors_header
+from tzip.formats import distcp, safetensors_header
 from tzip.formats.atomic import PartialFile
 from tzip.formats.catalogue import (
     AT_SAME_PLACE,
@@ -44,7 +44,7 @@ from tzip.formats.catalogue import (
     TENSOR,
     Catalogue,
 )
-from tzip.formats.containers import ContainerError, Region, View, span_bytes, whole_tensors
+from tzip.formats.containers import ContainerError, Region, Unique, View, span_bytes, whole_tensors
 from tzip.formats.dtypes import Dtype
 from tzip.formats.layout import CHUNK_ELEMENTS, DONE, MEMBER, ArchiveHeader, ChunkHead, DoneRecord
 from tzip.formats.names import check_name
@@ -188,9 +188,20 @@ class Packer:
         if not found.container and item.original:
             theirs = self._outside(Path(item.original))
             found = told_of(theirs, source.size) if theirs else found
+        if found.container == distcp.NAME and item.original:
+            found.tensors = self._renamed(Path(item.original), found.tensors)
         self.warnings += [f"{where}: {warning}" for warning in found.warnings]
         bases = self._bases_of(item, source, found) if self.bases is not None else NO_BASES
         return lay_out(source.size, found.regions, found.tensors, bases)
+
+    @staticmethod
+    def _renamed(path: Path, tensors: list[View]) -> list[View]:
+        """Return the tensors of a file of a distributed checkpoint under the names that the file beside it gives them."""
+        with suppress(ContainerError, OSError), open_source(path.parent / distcp.METADATA) as source:
+            items = distcp.places(source.read_at, source.size).get(path.name, [])
+            names = Unique()
+            return [replace(view, name=names.name(view.name)) for view in distcp.named(tensors, items)]
+        return tensors
 
     def _outside(self, path: Path) -> list[External]:
         """Return the tensors that ONNX models in the folder of a file, or the one above it, keep in that file."""

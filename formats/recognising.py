@@ -1,6 +1,7 @@
 """Which container a file is, and all tensors in it and in the files that it holds.
 
-CONTAINERS is the closed table that tests and fuzzing go through. The order counts: PyTorch's files are zip files, too.
+CONTAINERS is the closed table that tests and fuzzing go through. The order counts: PyTorch's files are zip files, too, and
+a distributed checkpoint's are several in a row.
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from tzip.formats import (
+    distcp,
     gguf_files,
     hdf5_files,
     npy,
@@ -36,6 +38,7 @@ class Container(Protocol):
 
 CONTAINERS: tuple[Container, ...] = (
     safetensors_header,
+    distcp,
     torch_files,
     npy,
     gguf_files,

@@ -4,6 +4,7 @@ The files are written by the real libraries; what the parsers alone say of them 
 """
 
 import io
+import pickle
 import tarfile
 import warnings
 import zipfile
@@ -252,6 +253,74 @@ def test_onnx_tensors_in_another_file(tmp_path: Path) -> None:
             assert archive.member_bytes(f"model/{name}") == data
         for name, value in arrays.items():
             assert archive[name].tobytes() == value.tobytes()
+
+
+def distributed(folder: Path) -> dict[str, torch.Tensor]:
+    """Save a distributed checkpoint; return its tensors."""
+    from torch.distributed import checkpoint
+
+    state = {f"layer.{i}.w": torch.from_numpy(weights(1 << 17, i).reshape(512, -1)).bfloat16() for i in range(3)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checkpoint.save(
+            {"model": state, "step": torch.tensor(7.0), "rest": {"lr": 0.1, "names": ["a", "b"]}},
+            checkpoint_id=str(folder),
+            no_dist=True,
+        )
+    return {f"model.{k}": v for k, v in state.items()} | {"step": torch.tensor(7.0)}
+
+
+def test_distributed_checkpoints_show_their_tensors_by_name(tmp_path: Path) -> None:
+    expected = distributed(tmp_path / "ckpt")
+    report = tzip.pack(tmp_path / "ckpt", tmp_path / "c.tzip")
+    assert report.bytes_out < 0.68 * report.bytes_in
+    with tzip.open(tmp_path / "c.tzip") as archive:
+        assert set(archive) == set(expected)
+        for name, value in expected.items():
+            bits = torch.int16 if value.dtype is torch.bfloat16 else torch.int32
+            assert archive[name].tobytes() == value.view(bits).numpy().tobytes()
+        for path in (tmp_path / "ckpt").iterdir():
+            assert archive.member_bytes(f"ckpt/{path.name}") == path.read_bytes()
+    (path,) = (tmp_path / "ckpt").glob("*.distcp")
+    with packed(path.read_bytes()) as alone:  # without its metadata items have numbers
+        assert sorted(alone) == ["2/tensor", "3/tensor", "4/tensor", "5/tensor"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "rubbish", "gone"])
+def test_distributed_checkpoints_with_broken_metadata_have_numbers(tmp_path: Path, damage: str) -> None:
+    distributed(tmp_path / "ckpt")
+    metadata = tmp_path / "ckpt" / ".metadata"
+    raw = metadata.read_bytes()
+    broken = {"cut": raw[: len(raw) // 2], "flip": raw.replace(b"storage_data", b"storage_dat\0"), "rubbish": b"\x80\4."}
+    metadata.unlink()
+    if damage in broken:
+        metadata.write_bytes(broken[damage])
+    tzip.pack(tmp_path / "ckpt", tmp_path / "c.tzip")
+    with tzip.open(tmp_path / "c.tzip") as archive:
+        assert sorted(archive) == ["2/tensor", "3/tensor", "4/tensor", "5/tensor"]
+
+
+def test_metadata_of_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
+    distributed(tmp_path / "ckpt")
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "canary",)
+
+    (tmp_path / "ckpt" / ".metadata").write_bytes(pickle.dumps({"storage_data": Trap()}))
+    tzip.pack(tmp_path / "ckpt", tmp_path / "c.tzip")
+    assert not (tmp_path / "canary").exists()
+    pickle.loads(pickle.dumps(Trap()))
+    assert (tmp_path / "canary").exists()
+
+
+def test_zip_files_behind_something_else_are_no_checkpoints() -> None:
+    one = zipped({"a": b"text"})
+    found = recognise(reader(data := one + b"some bytes" + one), len(data))
+    assert found.container == "zip"
+    found = recognise(reader(data := one + one), len(data))
+    assert found.container == "DCP"
+    assert recognise(reader(one), len(one)).container == "zip"
 
 
 def test_files_in_files_up_to_a_depth() -> None:
