@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tzip.repacking import repack
     from tzip.unpacking import UnpackReport, unpack
     from tzip.verifying import VerifyReport, verify
+    from tzip.warming import warm_up
 
 # Names are imported on first use: `import tzip` costs no numba, and a listing never does.
 _HOMES = {
@@ -38,6 +39,7 @@ _HOMES = {
     "TensorInfo": "archive",
     "TensorView": "archive",
     "VerifyReport": "verifying",
+    "warm_up": "warming",
     "open": "archive",
     "verify": "verifying",
     "decode": "memory",
@@ -94,6 +96,7 @@ __all__ = [
     "unpack",
     "unpack_in_place",
     "verify",
+    "warm_up",
 ]
 
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import click
 
 import tzip
+from tzip import cli_tools
 from tzip.coders.errors import TzipError, UsageError
 from tzip.version import __version__
 
@@ -637,38 +638,6 @@ def bench(path: str, sample: int, repeat: int, threads: int, quiet: bool, as_jso
 
 
 @cli.command()
-@click.argument("action", type=click.Choice(["enable", "disable", "status"]))
-def hook(action: str) -> None:
-    """Make all Python programs of this virtual environment open packed files, or no longer.
-
-    \b
-    tzip hook enable      one .pth file in the environment's site-packages
-    tzip hook status
-    """
-    from tzip import environments
-
-    if action == "enable":
-        click.echo(f"enabled by {environments.enable()}")
-    elif action == "disable":
-        click.echo("disabled" if environments.disable() else "it was not enabled")
-    else:
-        click.echo(f"enabled by {environments.hook_file()}" if environments.enabled() else "not enabled")
-
-
-@cli.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def run(command: tuple[str, ...]) -> None:
-    """Run a command; it and its children open packed files wherever they open safetensors files.
-
-    \b
-    tzip run -- python train.py --model my-model/
-    """
-    from tzip import environments
-
-    raise SystemExit(environments.run(list(command)))
-
-
-@cli.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script of a shell, for example: eval "$(tzip completion bash)"."""
@@ -677,6 +646,10 @@ def completion(shell: str) -> None:
     found = get_completion_class(shell)
     assert found is not None
     click.echo(found(cli, {}, "tzip", "_TZIP_COMPLETE").source())
+
+
+for _command in cli_tools.COMMANDS:
+    cli.add_command(_command)
 
 
 def main(run: Callable[..., Any] = cli) -> None:

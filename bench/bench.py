@@ -267,6 +267,9 @@ def main() -> None:
     parser.add_argument("--doc", type=Path, help="a document whose section `frontier` gets the table")
     parser.add_argument("--targets", type=Path, help="results file of the second table")
     a = parser.parse_args()
+    import tzip
+
+    tzip.warm_up()  # processes of a few hundred megabytes use what is compiled, and do not compile what takes seconds
     rows = measure(a)
     text = table(rows) + "\n" + common.stamp(common.command_line("bench.py"))
     print(text)

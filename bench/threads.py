@@ -201,6 +201,9 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--doc", type=Path, help="a document whose section `threads` gets the tables")
     a = parser.parse_args()
+    import tzip
+
+    tzip.warm_up(dtypes=["BF16"])
     with tempfile.TemporaryDirectory(dir=a.scratch) as folder:
         file = Path(folder) / "synthetic.safetensors"
         make = [sys.executable, str(HERE / "data.py"), "synthetic", str(file), "--mb", str(a.mb), "--dtype", "bf16"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from types import ModuleType
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -60,6 +60,45 @@ def _compiled(function: F, *, nogil: bool) -> F:
             warnings.warn(f"tzip compiles its kernels anew in every process: {e}", RuntimeWarning, stacklevel=3)
         compiled = numba.njit(nogil=nogil, error_model="numpy")(function)
     return cast(F, compiled)
+
+
+_SLOW_START = 1 << 30  # bytes
+_ready: set[int] = set()
+_worked: dict[int, int] = {}
+_eager = False
+
+
+def ready(function: Any, arguments: tuple[object, ...], nbytes: int) -> bool:
+    """Say whether to call a kernel that takes seconds to compile, for work of `nbytes` that can be done otherwise.
+
+    Yes when it is compiled, in this process or in numba's cache, or when this process has done so much of that work that a
+    few seconds once for all are nothing: the first `pack` of a small file is not to wait for them (90 MB: 8 seconds, else 15).
+    """
+    key = id(function)
+    if key in _ready:
+        return True
+    if key not in _worked:
+        _worked[key] = _SLOW_START if _eager or _is_cached(function, arguments) else 0
+    _worked[key] += nbytes
+    if _worked[key] < _SLOW_START:
+        return False
+    _ready.add(key)
+    return True
+
+
+def _is_cached(function: Any, arguments: tuple[object, ...]) -> bool:
+    try:
+        found = function._cache
+        key = found._index_key(tuple(numba.typeof(a) for a in arguments), function.targetctx.codegen())
+        return key in found._cache_file._load_index()
+    except (AttributeError, OSError, ValueError):  # no public way to ask; a numba without these compiles when it is worth it
+        return False
+
+
+def compile_eagerly() -> None:
+    """Let every kernel be compiled when it is first of use, in this process."""
+    global _eager
+    _eager = True
 
 
 @cache

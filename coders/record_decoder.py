@@ -17,7 +17,7 @@ import numpy as np
 from tzip.coders import huffman, planes, rans, rans_avx2, rans_avx512, rans_portable, rows, sums, tables
 from tzip.coders.arrays import I64, U8, U16, U32, U64, Words
 from tzip.coders.huffman import SLOTS, decode_streams, fill_codes, fill_decoders, read_lengths
-from tzip.coders.jit import AVX2, AVX512, kernel, stamp, tier
+from tzip.coders.jit import AVX2, AVX512, kernel, ready, stamp, tier
 from tzip.coders.planes import WORD, Split, join32, join_heads, put_keys
 from tzip.coders.rans import LANES, TOTAL, VECTORS, fill_slots, fill_vectors, open_segments, read_table, sort_bytes
 from tzip.coders.rans_avx2 import decode as decode_ymm
@@ -94,12 +94,16 @@ def decode_record(
     if kind == _NARROW and (split.width, bits) in r.wide:
         kind = _ANY
     while True:
-        status = _kernel(kind, split.width, bits)(
+        function = _kernel(kind, split.width, bits)
+        arguments = (
             buffer, length, np.uint64(check), entries, size, joined, head.mantissa - joined, signs,
             head.exponent + joined, np.uint64(decoded_sum), spread, r.rest, r.seen, r.heads, r.coded, r.segment, r.states,
             r.places, r.lanes, r.integers, r.fields, r.positions, r.keys, r.stripe, r.vectors, r.slots, r.single, r.multi,
             r.codes, KEYS, words, out,
         )  # fmt: skip
+        if not ready(function, arguments, out.nbytes):
+            return False
+        status = function(*arguments)
         if status != _WIDE:
             return bool(status == _DONE)
         r.wide.add((split.width, bits))

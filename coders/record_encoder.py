@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from tzip.coders import huffman, planes, rans_avx2, rans_avx512, rans_portable, rows, sums
 from tzip.coders.arrays import I64, U8, U16, U32, U64, Words
 from tzip.coders.huffman import HuffmanTable, encode_codes, encode_pairs
-from tzip.coders.jit import AVX2, AVX512, kernel, stamp, tier
+from tzip.coders.jit import AVX2, AVX512, kernel, ready, stamp, tier
 from tzip.coders.planes import Split, Window, byte_of, split_4, split_5, split_6, split_7, split_8
 from tzip.coders.rans import LANES, NARROW, RansTable
 from tzip.coders.rans_avx2 import encode as encode_ymm
@@ -100,13 +100,17 @@ def encode_record(
     record = recycle(room)
     record[: len(head)] = np.frombuffer(head, np.uint8)
     r = _room
-    length = _kernel(kind, split.width, bits)(
+    function = _kernel(kind, split.width, bits)
+    arguments = (
         words, np.zeros(_CELL, words.dtype), size, joined, signs, plan, windows,
         _look_up(kind, numbered), _lengths(kind, numbered),
         rans_avx2.gatherings() if kind == _YMM else _NOTHING, np.frombuffer(stored, np.uint8) if stored else _NOTHING,
         len(head), r.coded, r.packed, r.stream, r.words, r.states, r.lanes, r.integers, r.places, r.escapes, r.lengths,
         r.stripe, KEYS, record,
     )  # fmt: skip
+    if not ready(function, arguments, words.nbytes):
+        return None
+    length = function(*arguments)
     return (record[:length], int(r.integers[32])) if length else None
 
 
