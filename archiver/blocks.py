@@ -26,7 +26,7 @@ def read_entries(read: Callable[[int, int], bytes], length: int) -> Entries:
     outer: list[Block] = []
     groups = 0
     if head.transform:
-        from tzip.coders.transforms import DELTA, ROWS, TRANSFORMS
+        from tzip.coders.transforms import CLASSED, ROWS, TRANSFORMS
 
         raw = read(at, TransformHead.SIZE + 2 * Block.SIZE)
         if head.transform not in TRANSFORMS or len(raw) < TransformHead.SIZE + 2 * Block.SIZE:
@@ -37,7 +37,7 @@ def read_entries(read: Callable[[int, int], bytes], length: int) -> Entries:
         groups = parameters.a if head.transform == ROWS else 0
         a, b = (raw[i : i + Block.SIZE] for i in (TransformHead.SIZE, TransformHead.SIZE + Block.SIZE))
         outer = [Block.read(e) for e, n in ((a, parameters.size_a), (b, parameters.size_b)) if n]
-        if head.transform == DELTA:
+        if head.transform in CLASSED:
             sizes = struct.unpack(f"<{CLASSES}I", read(at, 4 * CLASSES).ljust(4 * CLASSES, b"\0"))
             at += 4 * CLASSES
             groups = len(group_cuts(sizes)) - 1 if max(sizes) <= CHUNK_ELEMENTS else 0

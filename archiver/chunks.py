@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from tzip.coders import huffman, planes, rans, rows, transforms, zstd
+from tzip.coders import huffman, planes, rans, records, rows, transforms, zstd
 from tzip.coders.arrays import I64, U8, U16, Words
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.huffman import SLACK, HuffmanTable
@@ -43,7 +43,7 @@ T = TypeVar("T", RansTable, HuffmanTable)
 class Layout:
     """What a chunk record says of itself: its head, what the blocks code (`elements` of `width` bytes: inner ones when
     there is a transform) in groups that begin at `cuts`, whose last entry is where they end, the entries of all blocks, those
-    of A and B first, the widths of the others' symbols in bits, where the entries end, and the sizes of a delta's classes.
+    of A and B first, the widths of the others' symbols in bits, where the entries end, and the sizes of the classes.
     """
 
     head: ChunkHead
@@ -100,16 +100,17 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
             _check_string(block, size)
         elements, width = transform.inner, transform.inner_width
     classes = _NO_CLASSES
-    if head.inputs:
+    classed = head.transform in transforms.CLASSED
+    if classed:
         classes = np.frombuffer(record[at : at + 4 * CLASSES], "<u4").astype(np.int64)
         at += 4 * CLASSES
         if head.length < at:
             raise TruncatedError("a chunk record ends within the sizes of its classes")
         if int(classes.sum()) != elements or split is not PLANES:
-            raise CorruptError("the classes of a delta do not add up, or its split is not planes")
+            raise CorruptError("the sizes of the classes do not add up, or the split is not planes")
     if split.width not in (0, width):
         raise CorruptError(f"split {split.name} for elements of {width} bytes")
-    if head.inputs:
+    if classed:
         cuts = group_cuts(classes.tolist())
     else:
         size = group_size(elements, transform.a if transform is not None and head.transform == transforms.ROWS else 0)
@@ -272,6 +273,8 @@ def _decode_transformed(
     inner = room[: head.inner * head.inner_width]
     if inner.size:
         _Decoder(buffer, layout, starts[2:]).decode_into(inner)
+    if kind == transforms.RECORDS and not np.array_equal(records.sizes(a, head.inner // head.b), layout.classes):
+        raise CorruptError("records: fields of other sizes than the record says")
     if kind != transforms.DELTA:
         transforms.invert(kind, inner, a, b, head, width, out)
         return

@@ -86,7 +86,12 @@ def encode_chunk(
         alone = encode_chunk(raw, width, coding, level, run, chunk, row, first)
         return record if len(record.record) < len(alone.record) else alone
     found = None if coding == "opaque" else structure.find(raw, width, coding, row, first)
-    if found is not None:
+    if found is not None and found.kind == transforms.RECORDS:
+        blocks = _field_blocks(raw, found, level)
+        strings = [_string_block(s, level) for s in (found.side_a, found.side_b)]
+        if _stored(blocks) + _stored(strings) + 144 + Block.SIZE * len(blocks) < raw.size:
+            return _record(PLANES, blocks, raw, width, run, chunk, sum64(raw), (found, strings))
+    elif found is not None:
         inner_coding = coding if found.kind == transforms.SPARSE else "planes"
         shorter = replace(level, zstd=level.zstd_short) if found.inner.size * 2 <= raw.size else level
         split, coded = _encode_elements(found.inner, found.inner_width, inner_coding, shorter)
@@ -161,6 +166,12 @@ def _from_base(
             for words, top in zip(groups, most, strict=True)
         ]
     return (found, [_string_block(found.side_a, level), Coded(Block(0))]), blocks
+
+
+def _field_blocks(raw: U8, found: Transformed, level: Level) -> list[Coded]:
+    """Return the blocks of records, whose fields are cut into groups by themselves."""
+    _, parts = transforms.fields(raw, found.side_a, found.c)
+    return [_byte_block(part[a:b], 0, level) for part in parts for a, b in pairwise(group_cuts([part.size]))]
 
 
 def _by_rows(

@@ -46,7 +46,7 @@ def find(raw: U8, width: int, coding: str, row: int, first: int) -> Transformed 
                 return sequence
             return transforms.sparse(raw, width, int(words[0])) if width > 1 else None
     if coding == "planes":
-        return _integers(raw, words, width, seen, row)
+        return _integers(raw, words, width, seen, row, first)
     container = _CONTAINERS.get(coding)
     candidates = _few(raw, width, seen)
     often = seen.share * 32 >= seen.size
@@ -64,10 +64,12 @@ def find(raw: U8, width: int, coding: str, row: int, first: int) -> Transformed 
     return _best(candidates, plain)
 
 
-def _integers(raw: U8, words: Words, width: int, seen: Look, row: int) -> Transformed | None:
+def _integers(raw: U8, words: Words, width: int, seen: Look, row: int, first: int) -> Transformed | None:
     if _rows_repeat(words, row):
         return transforms.difference(raw, width, row)
     candidates = _few(raw, width, seen)
+    if width == 1:
+        candidates += _records(raw, row, first)
     shorter: Candidate | None = None
     plain = 0
     if width > 1:
@@ -98,7 +100,8 @@ def _best(candidates: list[Candidate], plain: int) -> Transformed | None:
     if not candidates:
         return None
     size, found = min(candidates, key=lambda c: c[0])
-    return found if size * 100 <= plain * 98 else None
+    least = 5 if found.kind == transforms.RECORDS else 20  # of a thousand: to take records apart is but copying
+    return found if size * 1000 <= plain * (1000 - least) else None
 
 
 # ---------------------------------------------------------------- candidates, with their sizes in bits
@@ -123,6 +126,46 @@ def _grid(raw: U8, width: int, container: int, row: int, first: int) -> list[Can
         return []
     side = (made.side_a.size + made.side_b.size) * 8
     return [(_symbols(counts_of(made.inner, 0, 8), n) + side + _HEADER, made)]
+
+
+def _plan(size: int, *fields: range) -> U8:
+    """Return the field of each byte of a record: that of the range it is in, the last one where it is in none."""
+    plan = np.full(size, len(fields), np.uint8)
+    for number, places in enumerate(fields):
+        plan[list(places)] = number
+    return plan
+
+
+def _halves(at: int) -> tuple[range, range]:
+    """The high byte and the low byte of a float16."""
+    return range(at + 1, at + 2), range(at, at + 1)
+
+
+# The records of quantised weights, by their bytes: GGUF's blocks (facts of its public specification).
+_PLANS = {
+    34: _plan(34, *_halves(0)),  # Q8_0
+    18: _plan(18, *_halves(0)),  # Q4_0, IQ4_NL
+    20: _plan(20, *_halves(0), *_halves(2)),  # Q4_1
+    17: _plan(17, range(1)),  # MXFP4
+    22: _plan(22, *_halves(0), range(2, 6)),  # Q5_0
+    24: _plan(24, *_halves(0), *_halves(2), range(4, 8)),  # Q5_1
+    84: _plan(84, *_halves(80), *_halves(82), range(16)),  # Q2_K
+    110: _plan(110, *_halves(108), range(32), range(96, 108)),  # Q3_K
+    144: _plan(144, *_halves(0), *_halves(2), range(4, 16)),  # Q4_K
+    176: _plan(176, *_halves(0), *_halves(2), range(4, 16), range(16, 48)),  # Q5_K
+    210: _plan(210, *_halves(208), range(192, 208), range(128, 192)),  # Q6_K
+    136: _plan(136, *_halves(0), range(2, 8)),  # IQ4_XS
+}
+
+
+def _records(raw: U8, row: int, first: int) -> list[Candidate]:
+    """Fields of records, when rows have the size of such as are known."""
+    plan = _PLANS.get(row)
+    if plan is None or raw.size < 4 * row:
+        return []
+    made, parts = transforms.fields(raw, plan, -first % row)
+    size = sum(_symbols(counts_of(part, 0, 8), part.size) for part in parts)
+    return [(size + (made.side_a.size + made.side_b.size) * 8 + _HEADER, made)]
 
 
 def _sparse(raw: U8, sample: Words, width: int, coding: str, fill: int, most: int) -> list[Candidate]:

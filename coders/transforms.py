@@ -10,14 +10,14 @@ from typing import Any, Protocol, no_type_check
 
 import numpy as np
 
-from tzip.coders import delta, order
+from tzip.coders import delta, order, records
 from tzip.coders import grid as grids
 from tzip.coders.arrays import I64, U8, U64, Words
 from tzip.coders.errors import CorruptError, UnsupportedError
 from tzip.coders.jit import kernel
 from tzip.coders.planes import SMALL, WORD
 
-PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA = range(1, 8)
+PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS = range(1, 9)
 TRANSFORMS: dict[int, str] = {
     PALETTE: "palette",
     GRID: "grid",
@@ -26,7 +26,9 @@ TRANSFORMS: dict[int, str] = {
     OFFSET: "offset",
     ROWS: "rows",
     DELTA: "delta",
+    RECORDS: "records",
 }
+CLASSED = (DELTA, RECORDS)  # inner elements lie class by class, and the sizes of these follow the header
 MAX_ELEMENTS = 1 << 20
 MAX_GROUPS = 32
 MAX_STRING = grids.MAX_STRING
@@ -151,6 +153,15 @@ def _delta_holds(n: int, width: int, head: TransformHeader) -> bool:
     return head.inner in (0, n) if not head.size_a else 1 <= head.inner < n
 
 
+def _records_hold(n: int, width: int, head: TransformHeader) -> bool:
+    if width != 1 or head.inner_width != 1 or not 2 <= head.b <= records.MAX_BYTES or head.c >= head.b:
+        return False
+    count = (n - head.c) // head.b
+    if count < 1 or head.inner != count * head.b or head.size_a != head.b or head.size_b != n - head.inner:
+        return False
+    return _unnamed(head, "size_a", "size_b", "b", "c")
+
+
 _HOLDS = {
     PALETTE: _palette_holds,
     GRID: _grid_holds,
@@ -159,6 +170,7 @@ _HOLDS = {
     OFFSET: _offset_holds,
     ROWS: _rows_hold,
     DELTA: _delta_holds,
+    RECORDS: _records_hold,
 }
 
 
@@ -193,6 +205,10 @@ def invert(kind: int, inner: U8, side_a: U8, side_b: U8, head: TransformHeader, 
             _sum_far(symbols, words.dtype.type(head.v), head.b, words)
     elif kind == DELTA:
         raise CorruptError("delta: a difference from nothing")
+    elif kind == RECORDS:
+        end = head.c + head.inner
+        target[: head.c], target[end:] = side_b[: head.c], side_b[head.c :]
+        records.put_together(inner, side_a, target[head.c : end])
     elif kind == ROWS:
         order.scatter(symbols, head.c, head.b, side_a, words)
     else:
@@ -211,6 +227,9 @@ def check_strings(kind: int, n: int, width: int, head: TransformHeader, side_a: 
     if kind == GRID:
         grids.read_scales(side_a, head.a >> 4)
         grids.read_exceptions(side_b, n, width)
+    elif kind == RECORDS:
+        if int(side_a.max()) >= records.FIELDS:
+            raise CorruptError("records: a byte of a field past the last one")
     elif kind == SPARSE or (kind == DELTA and side_a.size):
         if n % 8 and int(side_a[-1]) >> n % 8:
             raise CorruptError(f"{TRANSFORMS[kind]}: unused bits of the mask are not zero")
@@ -442,6 +461,20 @@ def rows(raw: U8, width: int, row: int, first: int, classes: U8, groups: int) ->
     inner = np.empty_like(_words(raw, width))
     order.gather(_words(raw, width), first, row, classes, inner)
     return Transformed(ROWS, inner.view(np.uint8), width, a=groups, b=row, c=first, side_a=classes)
+
+
+def fields(raw: U8, plan: U8, first: int) -> tuple[Transformed, list[U8]]:
+    """Return records of plan.size bytes, of which the first whole one begins at byte `first`, as bytes of their fields.
+
+    `plan`: the field of each byte of a record, below 8. The second result has the bytes of each field that has any.
+    """
+    count = (raw.size - first) // plan.size
+    end = first + count * plan.size
+    inner = raw[first:end]
+    sizes_ = records.sizes(plan, count).astype(np.uint32).tobytes()
+    loose = np.concatenate((raw[:first], raw[end:]))
+    made = Transformed(RECORDS, inner, 1, b=plan.size, c=first, side_a=plan, side_b=loose, sizes=sizes_)
+    return made, records.take_apart(inner, plan)
 
 
 def offset(raw: U8, width: int, signed: bool) -> Transformed | None:

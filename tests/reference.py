@@ -25,7 +25,7 @@ FOOTER_LENGTH = 80
 HEADER_MAGIC = bytes.fromhex("89545A49500D0A1A")
 FOOTER_MAGIC = HEADER_MAGIC[::-1]
 RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
-PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA = range(1, 8)
+PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS = range(1, 9)
 FILE, FOLDER, LINK, BARE = range(4)
 INLINE, FROM_RUN = range(2)
 SAME_PLACE = 0
@@ -596,6 +596,7 @@ _NAMED = {
     OFFSET: ("v",),
     ROWS: ("a", "b", "c", "size_a"),
     DELTA: ("a", "b", "c", "size_a"),
+    RECORDS: ("b", "c", "size_a", "size_b"),
 }
 CLASSES = 8
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -606,13 +607,13 @@ _SCALE_WIDTHS = {0: 4, 1: 2, 2: 2}
 
 def blocks_start(transform: int) -> int:
     """Where the block entries of the planes start (section 5)."""
-    return 48 + (64 if transform else 0) + (4 * CLASSES if transform == DELTA else 0)
+    return 48 + (64 if transform else 0) + (4 * CLASSES if transform in (DELTA, RECORDS) else 0)
 
 
 def read_transform(record: bytes, head: ChunkHead) -> tuple[Transform, list[Block]]:
     """The transform header and the block entries of A and B, proven as far as they alone allow (section 6.3)."""
     require(len(record) >= blocks_start(head.transform), "the transform header exceeds the record")
-    classes = struct.unpack_from(f"<{CLASSES}I", record, 112) if head.transform == DELTA else ()
+    classes = struct.unpack_from(f"<{CLASSES}I", record, 112) if head.transform in (DELTA, RECORDS) else ()
     header = Transform(*struct.unpack_from("<IBBHIIIIQ", record, 48), classes)
     _check_transform(head, header)
     blocks: list[Block] = []
@@ -658,6 +659,13 @@ def _check_transform(head: ChunkHead, header: Transform) -> None:
         require(header.m == n and header.inner_width < width, "inner elements of an offset")
     elif kind == DELTA:
         _check_delta(head, header)
+    elif kind == RECORDS:
+        require(width == header.inner_width == 1 and head.split == 1, "elements of records")
+        require(2 <= header.b <= 4096 and header.c < header.b, "bytes of a record")
+        count = (n - header.c) // header.b
+        require(count >= 1 and header.m == count * header.b, "number of records")
+        require(header.size_a == header.b and header.size_b == n - header.m, "bytes of records that are in no field")
+        require(sum(header.classes) == header.m, "the class sizes do not add up")
     else:
         require((header.m, header.inner_width) == (n, width), "inner elements of rows")
         require(1 <= header.b <= CHUNK and 1 <= header.c <= header.b, "lengths of rows")
@@ -739,6 +747,10 @@ def _check_strings(head: ChunkHead, header: Transform, a: bytes, b: bytes) -> No
         mask = int.from_bytes(a, "little")
         require(mask >> n == 0, "the unused bits of a mask are not zero")
         require(mask.bit_count() == header.m, "number of a mask's set bits")
+    elif head.transform == RECORDS:
+        require(max(a) < CLASSES, "field of a record's byte")
+        records = header.m // header.b
+        require(tuple(records * a.count(f) for f in range(CLASSES)) == header.classes, "class sizes of records")
 
 
 def _restore(head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: bytes, base: bytes) -> bytes:
@@ -768,6 +780,15 @@ def _restore(head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: byte
             elements.append((before + difference) % end)
     elif head.transform == DELTA:
         elements = _restore_delta(header, width, a, integers, base)
+    elif head.transform == RECORDS:
+        in_order, records = iter(integers), header.m // header.b
+        table = [[0] * header.b for _ in range(records)]
+        for f in range(CLASSES):
+            for record in table:
+                for k in range(header.b):
+                    if a[k] == f:
+                        record[k] = next(in_order)
+        elements = [*b[: header.c], *(byte for record in table for byte in record), *b[header.c :]]
     else:
         elements = [(header.v + integer) % end for integer in integers]
     return struct.pack(f"<{n}{_INTEGERS[width]}", *elements)
@@ -871,7 +892,7 @@ def decode_chunk(record: bytes, base: Callable[[], bytes] = bytes) -> bytes:
     split = SPLITS[head.split]
     require(width in split.widths, "the split does not have this width")
     planes = 1 if head.split == 0 else width
-    if header and head.transform == DELTA:
+    if header and head.transform in (DELTA, RECORDS):
         sizes = [n for size in header.classes for n in group_sizes(size)]
     else:
         sizes = group_sizes(elements, header.a if header and head.transform == ROWS else None)

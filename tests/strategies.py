@@ -19,7 +19,7 @@ import reference
 import zstandard
 
 RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
-PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA = range(1, 8)
+PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS = range(1, 9)
 GROUP = 1 << 18
 SEGMENT = 1 << 17
 
@@ -302,7 +302,7 @@ def blocks_of(record: bytes | bytearray) -> tuple[int, int]:
     if transform:
         elements, width, at = *struct.unpack_from("<IB", record, 48), 112
         groups = record[53] if transform == ROWS else 0
-    if transform == DELTA:
+    if transform in (DELTA, RECORDS):
         at, groups = 144, sum(len(group_sizes(size)) for size in struct.unpack_from("<8I", record, 112))
     return at, (groups or -(-elements // GROUP)) * (width if split else 1)
 
@@ -562,12 +562,24 @@ def grid_elements(codes: np.ndarray, scales: np.ndarray, first: int, size: int, 
     return elements
 
 
+def blocks_of_quantised_weights(n: int, seed: int = 3) -> np.ndarray:
+    """n blocks of a float16 scale and 32 small integers, shape (n, 34): GGUF's Q8_0."""
+    rng = np.random.default_rng(seed)
+    blocks = np.empty((n, 34), np.uint8)
+    blocks[:, :2] = rng.normal(0.01, 0.001, n).astype("<f2").view(np.uint8).reshape(-1, 2)
+    blocks[:, 2:] = np.clip(rng.normal(0, 40, (n, 32)), -127, 127).astype(np.int8).view(np.uint8)
+    return blocks
+
+
+_ELEMENTS = {GRID: [2, 4], OFFSET: [2, 4, 8], RECORDS: [1]}
+
+
 def random_transform(
     rng: np.random.Generator, kind: int, n: int, taste: Taste | None = None, run: int = 0, chunk: int = 0, **choice: Any
 ) -> tuple[Chunk, Transform]:
     """A chunk of n elements with a transform, of random inner elements and strings coded at random."""
     taste = taste or Taste()
-    width = choice.get("width") or int(rng.choice([2, 4] if kind == GRID else [2, 4, 8] if kind == OFFSET else [1, 2, 4, 8]))
+    width = choice.get("width") or int(rng.choice(_ELEMENTS.get(kind, [1, 2, 4, 8])))
     word = np.dtype(f"<u{width}")
     v = int.from_bytes(rng.bytes(width), "little") if kind in (SPARSE, DIFFERENCE, OFFSET) else 0
     t = Transform(kind, n, width, v=v)
@@ -609,6 +621,8 @@ def random_transform(
         t.b = int(rng.choice([1, 2, 3, 8, 100, n, 1 << 20]))
     elif kind == DELTA:
         return _random_delta(rng, t, n, taste, run, chunk, choice.get("base"))
+    elif kind == RECORDS:
+        return _random_records(rng, t, n, taste, run, chunk)
     elif kind == OFFSET:
         t.inner_width = int(rng.choice([w for w in (1, 2, 4) if w < width]))
     t.size_a, t.size_b = len(side_a), len(side_b)
@@ -702,6 +716,30 @@ def _random_delta(
     data = delta_elements(t, base, changed, np.frombuffer(inner, word)).tobytes()
     record = chunk_record(entries, 1, word.itemsize, data, run, chunk, t)
     return Chunk(record, data, 1, word.itemsize, base.tobytes()), t
+
+
+def _random_records(
+    rng: np.random.Generator, t: Transform, n: int, taste: Taste, run: int, chunk: int
+) -> tuple[Chunk, Transform]:
+    """A chunk of n bytes that are records of fields (section 6.5)."""
+    n = max(n, 2)
+    t.b = int(rng.integers(2, min(n, int(rng.choice([3, 40, 4096]))) + 1))
+    t.c = int(rng.integers(0, min(t.b - 1, n - t.b) + 1))
+    records = (n - t.c) // t.b
+    fields = rng.integers(0, int(rng.integers(1, 9)), t.b).astype(np.uint8)
+    t.m, t.inner_width = records * t.b, 1
+    side_a, side_b = fields.tobytes(), rng.bytes(n - t.m)
+    t.size_a, t.size_b = len(side_a), len(side_b)
+    t.a_block, t.b_block = string_block(rng, side_a), string_block(rng, side_b)
+    t.classes = [records * int((fields == f).sum()) for f in range(8)]
+    sizes = [size for own in t.classes for size in group_sizes(own)]
+    entries, inner = _random_elements(rng, 1, 1, sizes, taste)
+    table, at = np.empty((records, t.b), np.uint8), 0
+    for f, size in enumerate(t.classes):
+        table[:, fields == f] = np.frombuffer(inner[at : at + size], np.uint8).reshape(records, -1)
+        at += size
+    data = side_b[: t.c] + table.tobytes() + side_b[t.c :]
+    return Chunk(chunk_record(entries, 1, 1, data, run, chunk, t), data, 1, 1), t
 
 
 def _merge(planes: list[np.ndarray], split: int, joined: int, mode: int) -> bytes:

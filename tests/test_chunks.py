@@ -337,13 +337,14 @@ def test_a_block_of_escapes_alone(codec):
 # ---- transforms
 
 
-KINDS = {"palette": 1, "grid": 2, "sparse": 3, "difference": 4, "offset": 5, "rows": 6, "delta": 7}
+KINDS = {"palette": 1, "grid": 2, "sparse": 3, "difference": 4, "offset": 5, "rows": 6, "delta": 7, "records": 8}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @given(st.integers(1, 6000), st.integers(0, 2**32 - 1))
 def test_all_transforms_that_the_format_allows_are_decoded(kind, n, seed):
     chunk, t = strategies.random_transform(np.random.default_rng(seed), KINDS[kind], n)
+    n = len(chunk.data) // chunk.width  # records have two bytes or more
     assert decode_slowly(chunk.record, n, chunk.width, 0, 0, chunk.base) == chunk.data
     assert decode(chunk.record, n, chunk.width, 0, 0, chunk.base) == chunk.data
     layout = read_blocks(memoryview(chunk.record), 0, 0, n, chunk.width)
@@ -371,7 +372,7 @@ def test_a_whole_chunk_is_one_transform():
 def _transformed(kind, n=40, seed=3, **changes):
     """A record of one byte strings all raw, with fields of its header, or of its entries, changed; sums are right."""
     rng = np.random.default_rng(seed)
-    width = {"grid": 4, "offset": 4, "sparse": 2, "palette": 2, "difference": 2, "rows": 2, "delta": 2}[kind]
+    width = {"grid": 4, "offset": 4, "sparse": 2, "palette": 2, "difference": 2, "rows": 2, "delta": 2, "records": 1}[kind]
     word = f"<u{width}"
     side_a = side_b = b""
     split, inputs, entries = 0, None, None
@@ -415,6 +416,17 @@ def _transformed(kind, n=40, seed=3, **changes):
         cuts = np.cumsum([0, *(size for size in t.classes if size)])
         groups = [inner[2 * a : 2 * b] for a, b in pairwise(cuts)]
         entries = [Entry(RAW, payload=g[plane::2].tobytes()) for plane in (1, 0) for g in groups]
+    elif kind == "records":  # 2 loose bytes, 5 records of 7, 3 loose ones
+        t.b, t.c, t.m, split = 7, 2, 35, 1
+        fields = np.array([3, 0, 0, 7, 0, 3, 3], np.uint8)
+        t.classes = [15, 0, 0, 15, 0, 0, 0, 5]
+        side_a, side_b = fields.tobytes(), rng.bytes(5)
+        groups = [inner[:15], inner[15:30], inner[30:35]]
+        table = np.empty((5, 7), np.uint8)
+        for f, group in zip((0, 3, 7), groups, strict=True):
+            table[:, fields == f] = group.reshape(5, -1)
+        data = side_b[:2] + table.tobytes() + side_b[2:]
+        entries = [Entry(RAW, payload=g.tobytes()) for g in groups]
     elif kind == "difference":
         t.v, t.b = 500, 1
         data = (np.cumsum(inner.view(word), dtype=word) + np.uint16(500)).astype(word).tobytes()
@@ -498,6 +510,20 @@ HEADER_FLAWS = {
         {"classes": []}, {"classes": [10, 0, 0, 0]},
         {"split": 0}, {"split": 2}, {"split": 3}, {"split": 4}, {"inputs": 0},
     ],
+    "records": [
+        {"m": 34}, {"m": 28}, {"m": 36}, {"m": 0}, {"m": 40}, {"m": 2**32 - 1}, {"inner_width": 2}, {"inner_width": 0},
+        {"a": 1}, {"b": 0}, {"b": 1}, {"b": 6}, {"b": 8}, {"b": 4097}, {"b": 2**32 - 1}, {"c": 7}, {"c": 9}, {"c": 2**32 - 1},
+        {"v": 1}, {"reserved": 1}, {"size_a": 6, "A_payload": bytes(6)}, {"size_a": 8, "A_payload": bytes(8)}, {"size_a": 0},
+        {"size_b": 4, "B_payload": bytes(4)}, {"size_b": 6, "B_payload": bytes(6)}, {"size_b": 0, "b_block": None},
+        {"A_payload": bytes([3, 0, 0, 8, 0, 3, 3])}, {"A_payload": bytes([3, 0, 0, 255, 0, 3, 3])},
+        # The sizes of other fields, or none.
+        {"A_payload": bytes([3, 0, 0, 7, 7, 3, 3])}, {"A_payload": bytes(7)}, {"classes": [15, 15, 0, 0, 0, 0, 0, 5]},
+        *({"classes": classes} for classes in (
+            [0] * 8, [35] + [0] * 7, [15, 0, 0, 15, 0, 0, 0, 4], [15, 0, 0, 15, 0, 0, 1, 4], [2**32 - 15, 0, 0, 45, 0, 0, 0, 5],
+            [], [15, 0, 0, 20],
+        )),
+        {"split": 0}, {"split": 2}, {"inputs": 1},
+    ],
     "offset": [
         {"m": 39}, {"m": 41}, {"inner_width": 4}, {"inner_width": 8}, {"inner_width": 1}, {"a": 1}, {"b": 1}, {"c": 1},
         {"v": 2**32}, {"size_a": 1}, {"size_b": 1},
@@ -512,7 +538,7 @@ EMPTY_FLAWS = [*FULL_FLAWS, {"codec": CONSTANT}, {"codec": ZSTANDARD}, {"codec":
 def _header_flaws():
     for kind, flaws in HEADER_FLAWS.items():
         yield from ((kind, flaw) for flaw in flaws)
-        for name, full in (("A", kind in ("palette", "grid", "sparse", "rows", "delta")), ("B", kind == "grid")):
+        for name, full in (("A", kind not in ("difference", "offset")), ("B", kind in ("grid", "records"))):
             yield from ((kind, {f"{name}_{k}": v for k, v in flaw.items()}) for flaw in (FULL_FLAWS if full else EMPTY_FLAWS))
 
 
@@ -529,7 +555,9 @@ def test_transform_headers_without_flaw_are_accepted(kind):
 
 
 @pytest.mark.parametrize("codec", [5, 8, 127, 255])
-@pytest.mark.parametrize(("kind", "string"), [("palette", "A"), ("grid", "A"), ("grid", "B"), ("sparse", "A"), ("delta", "A")])
+@pytest.mark.parametrize(("kind", "string"), [
+    ("palette", "A"), ("grid", "A"), ("grid", "B"), ("sparse", "A"), ("delta", "A"), ("records", "A"), ("records", "B"),
+])  # fmt: skip
 def test_unknown_codecs_of_strings_are_unsupported(kind, string, codec):
     record, width, _ = _transformed(kind, **{f"{string}_codec": codec})
     assert refused(record, 40, width, "unsupported", _base())
@@ -1091,7 +1119,8 @@ def test_every_flipped_bit_is_seen(name):
 def alike(ours, theirs, at, chunk):
     """Whether two fates are the same. With another split, transform or number of elements entries stand elsewhere, and
     break several rules, of which either may be met first."""
-    elsewhere = at in (36, 38) or (chunk.record[38] and 48 <= at < (144 if chunk.record[38] == KINDS["delta"] else 112))
+    classed = chunk.record[38] in (KINDS["delta"], KINDS["records"])
+    elsewhere = at in (36, 38) or (chunk.record[38] and 48 <= at < (144 if classed else 112))
     return ours == theirs or (elsewhere and {ours, theirs} == {"corrupt", "unsupported"})
 
 

@@ -29,6 +29,7 @@ import tzip
 from tzip.formats.containers import ContainerError, Contents, Inner, Region, View, check, gather, span_bytes
 from tzip.formats.dtypes import BY_NAME
 from tzip.formats.recognising import CONTAINERS, MAX_DEPTH, recognise, told_of
+from tzip.inspecting import describe
 
 N = 70_000  # elements: enough for a run of their own
 
@@ -175,6 +176,29 @@ def test_floats_gain_as_much_as_in_safetensors(kind: str, tmp_path: Path) -> Non
         "zip": lambda: zipped({"m.safetensors": plain}),
     }[kind]()
     assert len(out_of(data)) / len(data) <= len(out_of(plain)) / len(plain) + 0.005
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_quantised_blocks_are_taken_apart(kind: str, tmp_path: Path) -> None:
+    values = weights(1 << 18).reshape(-1, 256) * (1 + np.arange(1 << 10, dtype=np.float32)[:, None] % 7)
+    quantised = gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "test")
+    writer.add_tensor("a", weights(1001))
+    writer.add_tensor("q", quantised, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    data = (tmp_path / "m.gguf").read_bytes()
+    out = out_of(data)
+    with tzip.open(out) as archive:
+        assert archive.member_bytes("file") == data
+        view = archive.tensor("q")
+        assert view.read().tobytes() == quantised.tobytes()
+        assert view[100:200].tobytes() == quantised.tobytes()[100 * view.shape[1] : 200 * view.shape[1]]
+    opaque = tzip.encode(quantised.reshape(-1))
+    assert len(out) - 3800 < 0.99 * len(opaque)
+    assert "records" in str(describe(out))
 
 
 def test_the_order_of_elements_is_kept() -> None:

@@ -1280,6 +1280,7 @@ def _good_files():
     column_major = io.BytesIO()
     np.save(column_major, np.asfortranarray(np.arange(35, dtype="<i2").reshape(5, 7)))
     yield "strided", lambda: _packed(column_major.getvalue(), "table.npy", "default")
+    yield "records", lambda: tzip.encode(strategies.blocks_of_quantised_weights(300))
     # Archives that lean on others of these.
     yield "delta", lambda: _packed(_moved(weights), "w.safetensors", "default", GOLDEN / "v0" / "bf16_default.tzip")
     yield "delta_of_delta", lambda: _packed(_moved(_moved(weights)), "w.safetensors", "best", GOLDEN / "v0" / "delta.tzip")

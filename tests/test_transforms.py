@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tzip.coders import grid as grids
 from tzip.coders import order, sampling, transforms
 from tzip.coders.errors import CorruptError, UnsupportedError
-from tzip.coders.transforms import DELTA, DIFFERENCE, GRID, OFFSET, PALETTE, ROWS, SPARSE, Transformed
+from tzip.coders.transforms import DELTA, DIFFERENCE, GRID, OFFSET, PALETTE, RECORDS, ROWS, SPARSE, Transformed
 from tzip.structure import find
 
 BF = ml_dtypes.bfloat16
@@ -281,7 +281,28 @@ def samples() -> dict[int, tuple[Transformed, int, int]]:
         DIFFERENCE: (transforms.difference(raw(rng.integers(0, 99, n).astype(np.uint32)), 4), 4 * n, 4),
         OFFSET: (offset, 8 * n, 8),
         ROWS: (transforms.rows(raw(floats), 4, 100, 61, np.arange(11, dtype=np.uint8)[::-1].copy(), 1), 4 * n, 4),
+        RECORDS: (_records(rng.integers(0, 256, n, np.uint8)), n, 1),
     }
+
+
+def _records(data: np.ndarray, size: int = 34, first: int = 5) -> Transformed:
+    made, parts = transforms.fields(data, np.arange(size, dtype=np.uint8) % 7, first)
+    return replace(made, inner=np.concatenate(parts))
+
+
+@given(st.integers(2, 300), st.integers(2, 40), st.integers(0, 39), st.integers(0, 2**32 - 1))
+def test_records_of_any_fields(n, size, first, seed):
+    rng = np.random.default_rng(seed)
+    size, first = min(size, n), min(first, size - 1, n - min(size, n))
+    data, plan = rng.integers(0, 256, n, np.uint8), rng.integers(0, 8, size, np.uint8)
+    made, parts = transforms.fields(data, plan, first)
+    whole = replace(made, inner=np.concatenate(parts))
+    assert inverted(whole, n, 1).tobytes() == data.tobytes()
+    sizes = np.frombuffer(made.sizes, "<u4")
+    assert [p.size for p in parts] == sizes[sizes > 0].tolist()
+    for field, part in zip(np.flatnonzero(sizes), parts, strict=True):
+        table = data[first : first + made.inner.size].reshape(-1, size)
+        assert part.tobytes() == table[:, plan == field].tobytes()
 
 
 FORGED = {
@@ -304,6 +325,10 @@ FORGED = {
     ROWS: {
         "inner_width": (2,), "inner": (1000,), "a": (0, 33), "size_a": (10, 12), "size_b": (1,),
         "b": (0, 50, 90, (1 << 20) + 1), "c": (0, 101), "v": (1,),
+    },
+    RECORDS: {
+        "a": (1,), "inner_width": (2, 0), "inner": (984, 987, 1001, 0), "size_a": (33, 35, 0), "size_b": (14, 16, 0), "v": (1,),
+        "b": (0, 1, 33, 35, 1001, 4097), "c": (34, 500),
     },
     OFFSET: {
         "inner_width": (3, 8), "inner": (1002,), "a": (1,), "size_a": (1,), "size_b": (1,), "b": (1,), "c": (1,),
@@ -411,7 +436,7 @@ def test_strings_of_another_size_than_the_header_says(kind):
 
 
 def test_unknown_transforms_are_unsupported():
-    for kind in (0, 8, 255):
+    for kind in (0, 9, 255):
         with pytest.raises(UnsupportedError):
             transforms.check(kind, 1, 1, Header(1, 1))
         with pytest.raises(UnsupportedError):
