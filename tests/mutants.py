@@ -29,6 +29,8 @@ _AT_ONCE = (
     f"{_CHUNKS}::test_every_flipped_bit_behind_a_right_check_is_judged_alike",
     f"{_CHUNKS}::test_without_sums_random_damage_is_judged_alike",
 )
+_CONTAINERS = "test_containers.py"
+_FIELD = "test_transforms.py::test_fields_past_the_last_are_refused"
 _RULE = "test_format.py::test_a_broken_rule_is_refused"
 _RACE = f"{_FAULTS}::test_output_that_appears_meanwhile_is_not_replaced"
 
@@ -46,6 +48,49 @@ MUTANTS = [
         'if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):',
         "if False:",
         (f"{_HOSTILE}::test_every_byte_flipped", f"{_HOSTILE}::test_random_bytes_damaged"),
+    ),
+    Mutant(
+        "records: sizes of fields",
+        "chunks.py",
+        "if kind == transforms.RECORDS and not np.array_equal(",
+        "if False and not np.array_equal(",
+        (_DELTAS,),
+    ),
+    Mutant("records: fields", "coders/transforms.py", "if int(side_a.max()) >= records.FIELDS:", "if False:", (_FIELD,)),
+    Mutant(
+        "containers: regions apart",
+        "formats/containers.py",
+        "if not at <= region.begin < region.end <= size or",
+        "if not region.begin < region.end <= size or",
+        (f"{_CONTAINERS}::test_what_parsers_say_is_proven",),
+    ),
+    Mutant(
+        "containers: regions in the file",
+        "formats/containers.py",
+        "if not at <= region.begin < region.end <= size or",
+        "if not at <= region.begin < region.end or",
+        (f"{_CONTAINERS}::test_what_parsers_say_is_proven",),
+    ),
+    Mutant(
+        "containers: views in their region",
+        "formats/containers.py",
+        "view.begin + span > regions[i].end or",
+        "",
+        (f"{_CONTAINERS}::test_what_parsers_say_is_proven",),
+    ),
+    Mutant(
+        "strided tensors longer than their span",
+        "formats/catalogue.py",
+        "if dtype.bits % 8 or not spans[i] <= span < _BIG:",
+        "if dtype.bits % 8 or not span < _BIG:",
+        (f"{_CONTAINERS}::test_strided_tensors_of_a_forged_index",),
+    ),
+    Mutant(
+        "strided tensors that leave their extent",
+        "formats/catalogue.py",
+        "np.where(known, self._spans(), 0)",
+        "np.where(known, nbytes, 0)",
+        (f"{_CONTAINERS}::test_strided_tensors_of_a_forged_index",),
     ),
     # The kernel that decodes a record at once must refuse what the steps refuse: they then say what is wrong.
     *(

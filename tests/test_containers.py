@@ -324,6 +324,32 @@ def test_distributed_checkpoints_with_broken_metadata_have_numbers(tmp_path: Pat
         assert sorted(archive) == ["2/tensor", "3/tensor", "4/tensor", "5/tensor"]
 
 
+def test_checkpoints_of_a_trainer_show_their_tensors(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+
+    config = BertConfig(vocab_size=100, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    rows = [
+        {"input_ids": torch.arange(8), "attention_mask": torch.ones(8, dtype=torch.long), "labels": torch.tensor(i % 2)}
+        for i in range(8)
+    ]
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "run"), max_steps=2, save_steps=2, report_to=[], use_cpu=True, disable_tqdm=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        Trainer(BertForSequenceClassification(config), arguments, train_dataset=rows).train()
+    folder = tmp_path / "run" / "checkpoint-2"
+    report = tzip.pack(folder, tmp_path / "c.tzip")
+    assert not report.warnings
+    state = torch.load(folder / "optimizer.pt", weights_only=True)["state"]
+    with tzip.open(tmp_path / "c.tzip") as archive:
+        for i, moments in state.items():
+            for name, value in moments.items():
+                assert archive[f"state.{i}.{name}"].tobytes() == value.numpy().tobytes()
+        for path in folder.iterdir():
+            assert archive.member_bytes(f"checkpoint-2/{path.name}") == path.read_bytes()
+
+
 def test_metadata_of_a_checkpoint_runs_nothing(tmp_path: Path) -> None:
     distributed(tmp_path / "ckpt")
 

@@ -290,6 +290,15 @@ def _records(data: np.ndarray, size: int = 34, first: int = 5) -> Transformed:
     return replace(made, inner=np.concatenate(parts))
 
 
+@pytest.mark.parametrize("field", [8, 9, 255])
+def test_fields_past_the_last_are_refused(field):
+    t = _records(np.arange(200, dtype=np.uint8))
+    plan = t.side_a.copy()
+    plan[3] = field
+    with pytest.raises(CorruptError, match="field"):
+        inverted(replace(t, side_a=plan), 200, 1)
+
+
 @given(st.integers(2, 300), st.integers(2, 40), st.integers(0, 39), st.integers(0, 2**32 - 1))
 def test_records_of_any_fields(n, size, first, seed):
     rng = np.random.default_rng(seed)
