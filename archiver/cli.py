@@ -611,6 +611,34 @@ def diff(old: str, new: str, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("path")
+@click.option("--html", "output", required=True, metavar="PAGE", help="The page to write; '-' is stdout.")
+@click.option("--threads", "-t", default=1, show_default=True, type=click.IntRange(min=1))
+@_base
+@_force
+@_quiet
+def inspect(path: str, output: str, threads: int, base: tuple[str, ...], force: bool, quiet: bool) -> None:
+    """Write a page about a file or archive: where its bytes are, what tzip gains. Packs nothing.
+
+    \b
+    tzip inspect model.safetensors --html model.html
+    tzip inspect step-200.safetensors --base step-100.safetensors --html step.html
+    """
+    from tzip.formats.atomic import PartialFile
+    from tzip.report import report
+
+    page = report(path, base=base or None, threads=threads)
+    if output == "-":
+        click.echo(page, nl=False)
+        return
+    with PartialFile(Path(output), force=force) as partial:
+        partial.write(page.encode())
+        partial.publish()
+    if not quiet:
+        click.echo(f"{output}: {_size(len(page.encode()))}", err=True)
+
+
+@cli.command()
+@click.argument("path")
 @click.option("--sample", default=256, show_default=True, type=click.IntRange(min=1), help="MB to measure of a larger input.")
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1), help="Runs; the best counts.")
 @click.option("--threads", "-t", default=1, show_default=True, type=click.IntRange(min=1))

@@ -17,7 +17,10 @@ from forge import noise, safetensors_bytes, weights
 import tzip
 from tzip.cli import cli
 
-VERBS = ("pack", "unpack", "ls", "info", "verify", "recover", "cat", "repack", "bench", "completion")
+VERBS = (
+    "pack", "unpack", "ls", "info", "verify", "recover", "cat", "repack", "diff", "inspect", "bench", "hook", "run", "warm-up",
+    "completion",
+)  # fmt: skip
 links = pytest.mark.skipif(os.name == "nt", reason="links need privileges on Windows")
 
 
@@ -510,3 +513,20 @@ def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     child.stderr.close()
     assert child.wait(60) == 6
     assert b"Traceback" not in errors
+
+
+def test_inspect_writes_a_page(tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(safetensors_bytes([("layer.0.w", "BF16", [50, 40], weights(2000))]))
+    page = tmp_path / "page.html"
+    ok("inspect", model, "--html", page)
+    text = page.read_text(encoding="utf-8")
+    assert "layer.0.w" in text
+    assert "model.safetensors" in text
+    assert ok("inspect", model, "--html", "-", "-q").stdout == text
+    assert run("inspect", model, "--html", page).exit_code == 2
+    ok("inspect", model, "--html", page, "--force")
+    assert run("inspect", tmp_path / "none", "--html", tmp_path / "other").exit_code == 6
+    assert not (tmp_path / "other").exists()
+    ok("pack", model)
+    ok("inspect", tmp_path / "model.safetensors.tzip", "--html", page, "-f")
