@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tzip.coders.arrays import Words
 from tzip.coders.errors import UsageError
 from tzip.formats.dtypes import BY_NAME
 from tzip.plan import LEVELS
@@ -29,10 +30,11 @@ def warm_up(levels: Sequence[str] = tuple(LEVELS), dtypes: Sequence[str] = FLOAT
     values = (np.random.default_rng(0).standard_normal(_ELEMENTS) * 0.02).astype(np.float32)
     for dtype in dtypes:
         name = BY_NAME[dtype].name
-        raw = {
+        cast: dict[str, Words] = {
             "F32": values,
             "F16": values.astype(np.float16),
             "BF16": (values.view(np.uint32) >> 16).astype(np.uint16),
-        }[name].view(np.uint8)
+        }
+        raw = cast[name].view(np.uint8)
         for level in levels:
             decode(encode(raw, level=level, dtype=name))

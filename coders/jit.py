@@ -87,9 +87,10 @@ def ready(function: Any, arguments: tuple[object, ...], nbytes: int) -> bool:
 
 
 def _is_cached(function: Any, arguments: tuple[object, ...]) -> bool:
+    type_of: Any = numba.typeof
     try:
         found = function._cache
-        key = found._index_key(tuple(numba.typeof(a) for a in arguments), function.targetctx.codegen())
+        key = found._index_key(tuple(map(type_of, arguments)), function.targetctx.codegen())
         return key in found._cache_file._load_index()
     except (AttributeError, OSError, ValueError):  # no public way to ask; a numba without these compiles when it is worth it
         return False

@@ -22,7 +22,8 @@ def find(read: Read, size: int) -> Contents | None:
     """Return the items of a file that holds two archives or more, None for any other file."""
     if read(0, 4) != _LOCAL or _begin(read, size) in (None, 0):
         return None
-    items, end = [], size
+    items: list[tuple[int, int]] = []
+    end = size
     while end:
         begin = _begin(read, end)
         if begin is None or len(items) == MAX_ITEMS:
