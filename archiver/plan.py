@@ -12,6 +12,7 @@ from tzip.coders import huffman, rans, rows
 from tzip.coders.arrays import I64, Words
 from tzip.coders.counting import Survey, byte_counts, rest_counts, same_keys, survey
 from tzip.coders.errors import UsageError
+from tzip.coders.fitting import cost, quantize
 from tzip.coders.huffman import HuffmanTable
 from tzip.coders.keys import Mapping, map_again, map_keys
 from tzip.coders.planes import Head, Window
@@ -82,7 +83,7 @@ def coded_size(codec: int, table: Table, shared: bool, counts: I64, n: int, esca
     segments = segments_of(n, level)
     head = 0 if shared else table.size
     if isinstance(table, RansTable):
-        return rans.cost(counts, table.freq) // 8 + 132 * segments + head + escapes * ESCAPE_BITS // 8
+        return cost(counts, table.freq) // 8 + 132 * segments + head + escapes * ESCAPE_BITS // 8
     bits = int((counts * table.lengths).sum())
     # A stream ends on half a byte on average, and the last segment is padded.
     return bits // 8 + 80 * segments + head + escapes * ESCAPE_BITS // 8
@@ -90,7 +91,7 @@ def coded_size(codec: int, table: Table, shared: bool, counts: I64, n: int, esca
 
 def make_table(codec: int, counts: I64) -> Table:
     """Return the best table of that codec for byte counts of which two or more are not 0."""
-    return rans.quantize(counts) if codec == RANS else HuffmanTable(huffman.code_lengths(counts))
+    return quantize(counts) if codec == RANS else HuffmanTable(huffman.code_lengths(counts))
 
 
 def choose(counts: I64, n: int, bits: int, level: Level) -> Choice:
@@ -114,7 +115,7 @@ def looks_dense(counts: I64, bits: int, level: Level) -> bool:
         return False
     # 4,096 samples of 256 equal symbols seem to have 0.045 bits less than 8 each, eight times as many 0.006.
     part = 995 if level.exhaustive else 970
-    return rans.cost(counts, rans.quantize(counts).freq) * 1000 > part * bits * int(counts.sum())
+    return cost(counts, quantize(counts).freq) * 1000 > part * bits * int(counts.sum())
 
 
 def dense_byte(words: Words, shift: int, level: Level) -> bool:

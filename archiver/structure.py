@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tzip.coders import grid, rans, transforms
+from tzip.coders import grid, transforms
 from tzip.coders.arrays import U8, Words
+from tzip.coders.fitting import cost, quantize
 from tzip.coders.planes import SPLITS, WORD
 from tzip.coders.sampling import Look, counts_of, entropy, look, runs
 from tzip.coders.transforms import Transformed
@@ -218,7 +219,7 @@ def _symbols(counts: Any, n: int) -> int:
     if distinct <= 1:
         return entries
     # A byte that occurs takes a slot of 4096 at least: rare ones are dearer than their entropy.
-    coded = rans.cost(counts, rans.quantize(counts).freq) if counts.size == 256 else entropy(counts)
+    coded = cost(counts, quantize(counts).freq) if counts.size == 256 else entropy(counts)
     return min(coded * n // total + 12 * distinct + _TABLE, 8 * n) + entries
 
 

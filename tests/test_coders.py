@@ -12,7 +12,7 @@ import strategies
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tzip.coders import counting, huffman, keys, planes, rans, rows, zstd
+from tzip.coders import counting, fitting, huffman, keys, planes, rans, rows, zstd
 from tzip.coders.errors import CorruptError, TruncatedError
 from tzip.coders.huffman import SLACK, HuffmanTable
 from tzip.coders.rans import RansTable
@@ -258,7 +258,7 @@ def test_codes_are_the_canonical_ones(seed):
 def _quantized(counts):
     full = np.zeros(256, np.int64)
     full[: len(counts)] = counts
-    freq = rans.quantize(full).freq
+    freq = fitting.quantize(full).freq
     assert int(freq.sum()) == 4096
     assert ((freq > 0) == (full > 0)).all()
     assert freq.max() <= 4095
@@ -301,7 +301,7 @@ def test_cost_is_the_entropy_under_the_table():
     for k in (2, 17, 256):
         full, freq = _quantized(rng.integers(1, 1000, k))
         exact = -(full[:k] * np.log2(freq[:k] / 4096)).sum()
-        assert exact - 1 <= rans.cost(full, freq) <= exact * 1.0001 + 2
+        assert exact - 1 <= fitting.cost(full, freq) <= exact * 1.0001 + 2
 
 
 # ---- both coders: round trips against the reference
@@ -332,7 +332,7 @@ def _check_round_trip(codec, symbols, counts, segments):
         entries = dict(zip(*_used(table.lengths), strict=True))
         shared_reference = reference.Table(3, entries)
     else:
-        table = rans.quantize(counts)
+        table = fitting.quantize(counts)
         encode, decode, slow = rans.encode, _decode_rans, reference.rans_decode
         shared_reference = reference.Table(4, dict(zip(*_used(table.freq), strict=True)))
     escapes = np.array([7, 9], "<u4")
@@ -386,7 +386,7 @@ def test_payloads_are_as_small_as_promised(codec):
         payload = b"".join(huffman.encode(symbols, HuffmanTable(huffman.code_lengths(counts)), False, 1, NO_ESCAPES))
         assert entropy <= len(payload) <= entropy * 1.01 + 300
     else:
-        payload = b"".join(rans.encode(symbols, rans.quantize(counts), False, 1, NO_ESCAPES))
+        payload = b"".join(rans.encode(symbols, fitting.quantize(counts), False, 1, NO_ESCAPES))
         assert entropy <= len(payload) <= entropy * 1.002 + 300
 
 
@@ -955,7 +955,7 @@ def _check_map(counts, limit=254, holes=False):
     assert mapping.counts.tolist() == byte_counts
     assert mapping.escapes == escapes
     assert sum(c > 0 for c in byte_counts) >= 2
-    rans.quantize(mapping.counts)
+    fitting.quantize(mapping.counts)
     return mapping
 
 

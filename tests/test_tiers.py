@@ -11,7 +11,7 @@ import strategies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tzip.coders import jit, rans
+from tzip.coders import fitting, jit, rans
 from tzip.coders.errors import CorruptError
 
 needs_avx512 = pytest.mark.skipif(jit.tier() != jit.AVX512, reason="numba does not compile for AVX-512 here")
@@ -178,7 +178,7 @@ def test_tables_of_counts_work_in_all_tiers(seed, n):
     symbols = rng.choice(alphabet, n, p=weights / weights.sum()).astype(np.uint8)
     counts = np.bincount(symbols, minlength=256).astype(np.int64)
     counts[:2] += counts[:2] == 0
-    table = rans.quantize(counts)
+    table = fitting.quantize(counts)
     frequencies = {c: int(table.freq[c]) for c in np.flatnonzero(table.freq).tolist()}
     segments = _possible(n, 1 + seed % 9)[-1]
     payload = _naive_payload(symbols, frequencies, segments)
