@@ -132,7 +132,9 @@ def dense_rests(groups: list[Words], found: Survey, head: Head, joined: int, sig
     if joined == max(joined_candidates(head, level)):
         counts = found.rests
         if signless:
-            counts = counts[: 1 << low] + counts[1 << low : 2 << low]
+            folded = np.zeros(256, np.int64)  # kernels that look at it need all 256
+            folded[: 1 << low] = counts[: 1 << low] + counts[1 << low : 2 << low]
+            counts = folded
     else:
         every = _DENSE_EVERY // 8 if level.exhaustive else _DENSE_EVERY
         counts = np.sum([rest_counts(g, head, joined, signless, every) for g in groups], axis=0)

@@ -24,11 +24,7 @@ _CHUNKS = "test_chunks.py"
 _DELTAS = f"{_CHUNKS}::test_flawed_transform_headers_are_refused"
 _HEADERS = "test_transforms.py::test_forged_headers_of_deltas_are_refused"
 _TABLES = "test_coders.py::test_faulty_rans_tables_are_refused"
-_AT_ONCE = (
-    f"{_CHUNKS}::test_flawed_blocks_are_refused",
-    f"{_CHUNKS}::test_every_flipped_bit_behind_a_right_check_is_judged_alike",
-    f"{_CHUNKS}::test_without_sums_random_damage_is_judged_alike",
-)
+_AT_ONCE = ("test_records.py",)
 _CONTAINERS = "test_containers.py"
 _FIELD = "test_transforms.py::test_fields_past_the_last_are_refused"
 _RULE = "test_format.py::test_a_broken_rule_is_refused"
