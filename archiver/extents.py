@@ -34,16 +34,18 @@ class MemberLayout:
 
 
 def lay_out(
-    size: int, regions: Sequence[Region], tensors: Sequence[View], bases: Mapping[int, Base] = NO_BASES
+    size: int, regions: Sequence[Region], tensors: Sequence[View], bases: Mapping[int, Base] = NO_BASES, header: int = 0
 ) -> MemberLayout:
-    """Cut a member of `size` bytes into extents: its regions, and what lies between them.
+    """Cut a member of `size` bytes into extents: its regions, and what lies between them, the first `header` bytes inline.
 
     Large regions get runs of their own; small ones share bundles of one coding, in file order, those that have a base others
     than those that have none. `bases`: those of the regions that have one, by their places.
     """
     layout = MemberLayout([], [], list(tensors))
     bundles: dict[tuple[int, str, bool], Run] = {}
-    at = 0
+    if header:
+        layout.extents.append(Extent(0, header))
+    at = header
     for i, region in enumerate(regions):
         if region.begin > at:
             lay_out_opaque(layout, at, region.begin - at)

@@ -122,7 +122,7 @@ def _places(opener: Callable[[], Source]) -> Iterator[tuple[Callable[[], Source]
             found = recognise(source.read_at, source.size)
         except ContainerError:
             found = Found()
-        layout = lay_out(source.size, found.regions, found.tensors)
+        layout = lay_out(source.size, found.regions, found.tensors, header=found.header)
     for run in layout.runs:
         step = CHUNK_ELEMENTS * run.width
         for begin, n in run.pieces:

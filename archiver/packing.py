@@ -192,7 +192,7 @@ class Packer:
             found.tensors = self._renamed(Path(item.original), found.tensors)
         self.warnings += [f"{where}: {warning}" for warning in found.warnings]
         bases = self._bases_of(item, source, found) if self.bases is not None else NO_BASES
-        return lay_out(source.size, found.regions, found.tensors, bases)
+        return lay_out(source.size, found.regions, found.tensors, bases, found.header)
 
     @staticmethod
     def _renamed(path: Path, tensors: list[View]) -> list[View]:

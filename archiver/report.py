@@ -103,7 +103,7 @@ def _plain(source: Source, base: Any, threads: int) -> Figures:
     bases = Bases(base, opener(base)) if base is not None else None
     try:
         matched = _match(bases, source, found) if bases is not None else NO_BASES
-        layout = lay_out(source.size, found.regions, found.tensors, matched)
+        layout = lay_out(source.size, found.regions, found.tensors, matched, found.header)
         repeats = _repeats(layout.runs, source)
         with Workers(threads) as workers:
             estimates = _estimates(layout.runs, repeats, source, workers)

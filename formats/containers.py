@@ -59,13 +59,17 @@ class Inner:
 
 @dataclass(slots=True)
 class Contents:
-    """What a file holds. Regions ascend and do not overlap, nor do the files inside; tensors are in the container's order."""
+    """What a file holds. Regions ascend and do not overlap, nor do the files inside; tensors are in the container's order.
+
+    The first `header` bytes say what the tensors are: an archive keeps them where they are read without a chunk.
+    """
 
     container: str
     regions: list[Region] = field(default_factory=list)
     tensors: list[View] = field(default_factory=list)
     files: list[Inner] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    header: int = 0
 
 
 class Unique:

@@ -60,6 +60,7 @@ class Found:
     regions: list[Region] = field(default_factory=list)
     tensors: list[View] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    header: int = 0
 
 
 def recognise(read: Read, size: int) -> Found:
@@ -77,7 +78,7 @@ def recognise(read: Read, size: int) -> Found:
     contents = _find(quick, size)
     if contents is None:
         return found
-    found.container = contents.container
+    found.container, found.header = contents.container, contents.header
     budget = [MAX_FILES]
     _add(found, contents, read, 0, "", 0, budget)
     names = Unique()

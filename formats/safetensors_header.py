@@ -37,7 +37,7 @@ def find(read: Read, size: int) -> Contents | None:
     if len(start) < 10 or not 2 <= n <= min(size - 8, MAX_HEADER) or start[8:].lstrip(b" \t\r\n")[:1] not in (b"{", b""):
         return None
     data_start, spans = parse(read, size)
-    contents = Contents(NAME)
+    contents = Contents(NAME, header=data_start)
     for span in spans:
         begin, end = data_start + span.begin, data_start + span.end
         if begin < end:
