@@ -1264,3 +1264,20 @@ def test_a_group_with_a_table_of_its_own_keeps_zeros_that_its_sample_lacks(level
     out = np.empty(raw.size, np.uint8)
     decode_chunk(buffer, len(encoded.record), 0, 0, raw.size // 2, 2, out)
     assert np.array_equal(out, raw)
+
+
+@pytest.mark.parametrize("level", ["fast", "default"])
+@pytest.mark.parametrize(("coding", "width"), [("bf16", 2), ("f16", 2), ("f32", 4)])
+def test_usual_records_with_a_wrong_sum_are_refused(coding, width, level):
+    """Those that are decoded at once: nothing but a sum is wrong."""
+    values = strategies.array("normal", 1 << 14, width, coding)
+    raw = np.ascontiguousarray(values).view(np.uint8)
+    record = bytes(encode_chunk(raw, width, coding, LEVELS[level], 0, 0).record)
+    assert decode(record, 1 << 14, width) == raw.tobytes()
+    for at in (40, 47):
+        wrong = record[:at] + bytes([record[at] ^ 1]) + record[at + 1 :]
+        with pytest.raises(CorruptError):
+            decode(strategies.rechecked(wrong), 1 << 14, width)
+    wrong = record[:8] + bytes([record[8] ^ 1]) + record[9:]
+    with pytest.raises(CorruptError):
+        decode(wrong, 1 << 14, width)
