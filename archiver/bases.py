@@ -32,7 +32,8 @@ _SAMPLE = 2048  # elements, at three places, that tell whether a difference is w
 _MOST = 16  # bases that are compared with a tensor
 _NONE = bytes(32)
 _SUFFIXES = (
-    ".safetensors", ".tzip", ".pt", ".pth", ".bin", ".ckpt", ".npy", ".npz", ".gguf", ".onnx", ".h5", ".hdf5", ".zip", ".tar",
+    ".safetensors", ".tzip", ".pt", ".pth", ".bin", ".ckpt", ".distcp", ".npy", ".npz", ".gguf", ".onnx", ".h5", ".hdf5",
+    ".zip", ".tar",
 )  # fmt: skip
 
 
