@@ -333,6 +333,17 @@ def weights(n: int, seed: int = 0, dtype: str = "BF16") -> bytes:
     return values.astype({"F16": "<f2", "F32": "<f4", "F64": "<f8"}[dtype]).tobytes()
 
 
+def reader(raw: bytes) -> Callable[[int, int], bytes]:
+    """A file as parsers of containers read it, who must stay within it."""
+
+    def read(at: int, n: int) -> bytes:
+        assert 0 <= at <= len(raw)
+        assert 0 <= n <= 100_000_000
+        return raw[at : at + n]
+
+    return read
+
+
 def noise(n: int, seed: int = 0) -> bytes:
     return np.random.default_rng(seed).bytes(n)
 

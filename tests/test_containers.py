@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from forge import Forged
+from forge import Forged, reader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -383,15 +383,6 @@ def test_files_in_files_up_to_a_depth() -> None:
         data = tar({f"{depth}": data})
     assert names[:3] == [["w"], ["0/w"], ["1/0/w"]]
     assert names[MAX_DEPTH + 1] == []
-
-
-def reader(data: bytes) -> Any:
-    def read(at: int, n: int) -> bytes:
-        assert 0 <= at <= len(data)
-        assert n >= 0
-        return data[at : at + n]
-
-    return read
 
 
 def test_names_are_made_unique() -> None:

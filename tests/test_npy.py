@@ -8,6 +8,7 @@ import warnings
 import ml_dtypes
 import numpy as np
 import pytest
+from forge import reader
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -31,17 +32,6 @@ def saved(*arrays: np.ndarray, version: tuple[int, int] | None = None, **options
 
 def framed(text: bytes, data: bytes = b"", version: int = 1) -> bytes:
     return b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<H" if version == 1 else "<I", len(text)) + text + data
-
-
-def reader(raw: bytes):
-    """A file as the modules read it, which must stay within it."""
-
-    def read(at, n):
-        assert 0 <= at <= len(raw)
-        assert 0 <= n <= 100_000_000
-        return raw[at : at + n]
-
-    return read
 
 
 def look(raw: bytes) -> Contents | None:

@@ -8,6 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from forge import reader
 
 from tzip.formats import tar_files
 from tzip.formats.containers import ContainerError, Contents
@@ -39,17 +40,6 @@ def member(name: str, size: int = 0, **attributes) -> tarfile.TarInfo:
     for key, value in attributes.items():
         setattr(info, key, value)
     return info
-
-
-def reader(raw: bytes):
-    """A file as the modules read it, which must stay within it."""
-
-    def read(at, n):
-        assert 0 <= at <= len(raw)
-        assert 0 <= n <= 100_000_000
-        return raw[at : at + n]
-
-    return read
 
 
 def look(raw: bytes) -> Contents | None:

@@ -10,6 +10,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from forge import reader
 
 from tzip.formats import npy, zip_files
 from tzip.formats.containers import ContainerError, Contents
@@ -32,17 +33,6 @@ def zipped(name: str, method: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
     info.compress_type = method
     return info
-
-
-def reader(raw: bytes):
-    """A file as the modules read it, which must stay within it."""
-
-    def read(at, n):
-        assert 0 <= at <= len(raw)
-        assert 0 <= n <= 100_000_000
-        return raw[at : at + n]
-
-    return read
 
 
 def look(raw: bytes) -> Contents | None:
