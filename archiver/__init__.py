@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tzip.coders.errors import (
     BaseNotFoundError,
     ChangedError,
+    ConflictError,
     CorruptError,
     NotAnArchiveError,
     TensorNotFoundError,
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from tzip.packing import MemberReport, PackReport, pack
     from tzip.recovery import RecoverReport, recover
     from tzip.repacking import repack
+    from tzip.store.checkpoints import Checkpoint
+    from tzip.store.runs import Store
+    from tzip.store.states import Pickled
     from tzip.unpacking import UnpackReport, unpack
     from tzip.verifying import VerifyReport, verify
     from tzip.warming import warm_up
@@ -59,19 +63,26 @@ _HOMES = {
     "TensorDiff": "diffing",
     "diff": "diffing",
     "uninstall": "hook",
+    "Checkpoint": "store.checkpoints",
+    "Store": "store.runs",
+    "Pickled": "store.states",
 }
 
 __all__ = [
     "Archive",
     "BaseNotFoundError",
     "ChangedError",
+    "Checkpoint",
+    "ConflictError",
     "CorruptError",
     "InPlaceReport",
     "MemberInfo",
     "MemberReport",
     "NotAnArchiveError",
     "PackReport",
+    "Pickled",
     "RecoverReport",
+    "Store",
     "TensorDiff",
     "TensorInfo",
     "TensorNotFoundError",

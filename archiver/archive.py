@@ -74,6 +74,11 @@ class TensorView:
         return self._archive.reader.index.tensor_names[self._row]
 
     @property
+    def row(self) -> int:
+        """The tensor's row in the index, as `Archive.read_into` takes it."""
+        return self._row
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape."""
         return self._archive.shapes[self._row]

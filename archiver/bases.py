@@ -322,6 +322,9 @@ class Bases:
         folders = [] if self._beside is None else [self._beside]
         folders += [Path(p) for p in os.environ.get(SEARCH, "").split(os.pathsep) if p]
         hint = os.path.basename(wanted.file)
+        for folder in folders:  # a store's objects are called by their ids
+            if wanted.archive != _NONE and (folder / f"{wanted.archive.hex()}.tzip").is_file():
+                yield folder / f"{wanted.archive.hex()}.tzip"
         for folder in folders:  # the likely names first: others may have to be read whole
             if folder.is_dir() and hint:
                 yield from (p for p in (folder / hint, folder / (hint + ".tzip")) if p.is_file())

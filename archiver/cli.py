@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import click
 
 import tzip
-from tzip import cli_tools
+from tzip import cli_store, cli_tools
 from tzip.coders.errors import TzipError, UsageError
 from tzip.version import __version__
 
@@ -27,7 +27,7 @@ _PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 _CODES = """\b
 Exit codes: 0 done, 2 wrong use, 3 corrupt, 4 truncated, 5 made by a newer
 tzip, 6 operating system, 7 not an archive, 8 input changed, 10 the base of
-differences is missing, 130 interrupted."""
+differences is missing, 11 another writer of the run, 130 interrupted."""
 
 
 class _Command(click.Group):
@@ -676,7 +676,7 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "tzip", "_TZIP_COMPLETE").source())
 
 
-for _command in cli_tools.COMMANDS:
+for _command in (*cli_tools.COMMANDS, cli_store.store):
     cli.add_command(_command)
 
 

@@ -110,9 +110,9 @@ class InputFormatError(UsageError):
 
 
 class Packer:
-    """Writes items into one archive."""
+    """Writes items into one archive, as differences from `bases`, or from those that the options name."""
 
-    def __init__(self, out: BinaryIO, workers: Workers, options: Options) -> None:
+    def __init__(self, out: BinaryIO, workers: Workers, options: Options, bases: Bases | None = None) -> None:
         self.writer = ArchiveWriter(out, resume=options.resume)
         self.level = level_named(options.level)
         self.workers = workers
@@ -123,7 +123,9 @@ class Packer:
         self.members: list[MemberReport] = []
         self.warnings: list[str] = []
         self.duplicates = Duplicates()
-        self.bases = Bases(options.base, opener(options.base), chain=_THIS) if options.base is not None else None
+        self.bases = bases
+        if bases is None and options.base is not None:
+            self.bases = Bases(options.base, opener(options.base), chain=_THIS)
         self.leans_on: set[str] = set()
         self._external: dict[Path, list[External]] = {}
         self.runs = 0
@@ -160,6 +162,10 @@ class Packer:
         if self.bases is not None:
             self.bases.check_unchanged()
         return self.writer.finish()
+
+    def archives(self) -> set[str]:
+        """Return the ids of the archives that this one leans on so far."""
+        return {bytes(a).hex() for a in self.writer.columns["i_archive"] if any(a)}
 
     def close(self) -> None:
         """Close the bases."""

@@ -113,12 +113,7 @@ def repack(
         paths = archive.find_bases()
         if (index["m_kind"] == TENSOR).any():
             raise UsageError("an archive of a bare tensor is made anew with tzip.encode")
-        items = []
-        for i, info in enumerate(archive.members()):
-            kind = int(index["m_kind"][i])
-            link = archive.reader.inline_bytes(i).decode() if kind == LINK else ""
-            open_member = None if kind in (FOLDER, LINK) else _opener(archive, i)
-            items.append(Item(info.name, kind, info.mode, info.mtime_ns, info.size, open_member, link))
+        items = member_items(archive)
         known = [bool(f & SHA_KNOWN) for f in index["m_flags"].tolist()]
         sums = {m.name: m.sha256 for m, k in zip(archive.members(), known, strict=True) if k}
 
@@ -130,6 +125,17 @@ def repack(
         any_sums = any(known) or not known
         options = Options(level, threads, any_sums, progress=progress, base=paths if paths and keep_base else None)
         return pack_items(items, Path(dst), options, force=force, check=check)
+
+
+def member_items(archive: Archive) -> list[Item]:
+    """Return the members of an archive as items to pack, decoded where they are read; the archive stays open as long."""
+    items = []
+    for i, info in enumerate(archive.members()):
+        kind = int(archive.reader.index["m_kind"][i])
+        link = archive.reader.inline_bytes(i).decode() if kind == LINK else ""
+        open_member = None if kind in (FOLDER, LINK) else _opener(archive, i)
+        items.append(Item(info.name, kind, info.mode, info.mtime_ns, info.size, open_member, link))
+    return items
 
 
 def _opener(archive: Archive, member: int) -> Callable[[], Source]:

@@ -90,6 +90,12 @@ class BaseNotFoundError(TzipError):
     exit_code = 10
 
 
+class ConflictError(TzipError):
+    """Another process has written to the same run of checkpoints meanwhile."""
+
+    exit_code = 11
+
+
 class TensorNotFoundError(UsageError, KeyError):
     """No member or tensor has that name."""
 

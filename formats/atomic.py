@@ -19,20 +19,21 @@ from tzip.formats.names import PARTIAL
 _NO_LINK = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EACCES, errno.EINVAL}
 
 
-def _lock(file: BinaryIO) -> bool:
-    """Take an exclusive lock that ends with the process; False when another process has it."""
+def hold(file: BinaryIO, *, shared: bool = False) -> bool:
+    """Take a lock that ends with the process, exclusive or shared; False when others have one that forbids it."""
     try:
         import fcntl
     except ImportError:
         import msvcrt
 
         try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+            if not shared:  # there is no shared one
+                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
         except OSError:
             return False
         return True
     try:
-        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file.fileno(), (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as e:
         if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False
@@ -118,7 +119,7 @@ class PartialFile:
         with contextlib.suppress(OSError, UsageError):
             self.file = self._open_file()
             with self.file:
-                if _lock(self.file) and os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
+                if hold(self.file) and os.path.samestat(os.fstat(self.file.fileno()), os.stat(self.path)):
                     os.unlink(self.path)
         self._open = False
 
@@ -138,7 +139,7 @@ class PartialFile:
         held = os.fstat(self.file.fileno())
         if not stat.S_ISREG(held.st_mode):
             raise UsageError(f"{self.path} is no regular file; remove it").at(path=str(self.path))
-        if not _lock(self.file):
+        if not hold(self.file):
             raise UsageError("another process is writing this file").at(path=str(self.target))
         # The holder before us may have moved or removed the file between our open and our lock.
         held = os.fstat(self.file.fileno())

@@ -508,7 +508,7 @@ MUTANTS = [
     Mutant(
         "no lock",
         "formats/atomic.py",
-        "if not _lock(self.file):",
+        "if not hold(self.file):",
         "if False:",
         (f"{_FAULTS}::test_partial_file_that_another_process_holds",),
     ),

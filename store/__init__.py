@@ -1,0 +1,1 @@
+"""Checkpoints of training runs in a folder: what STORE.md specifies."""

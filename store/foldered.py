@@ -1,0 +1,131 @@
+"""Checkpoints as files: a trainer's folder saved as it lies there, and checkpoints written as files again."""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tzip.coders.arrays import U8
+from tzip.coders.errors import UsageError
+from tzip.formats.atomic import PartialFile
+from tzip.store.backends import LocalFolder
+from tzip.store.checkpoints import Checkpoint, Objects
+from tzip.store.journal import Entry, Journal
+from tzip.store.manifest import MANIFEST, THIS, Manifest, ObjectInfo, Record, named, needed
+from tzip.store.objects import Held, safetensors_header, write_object
+from tzip.tree import Item, collect
+from tzip.unpacking import unpack
+
+_PART = 1 << 24  # bytes of a tensor that are in memory at once
+
+
+def write_files(
+    backend: LocalFolder,
+    journal: Journal,
+    entry: Entry,
+    items: Sequence[Item],
+    *,
+    level: str,
+    max_chain: int,
+    threads: int,
+    base: Entry | None = None,
+) -> tuple[Entry, dict[str, ObjectInfo]]:
+    """Pack files into an object; return the entry, completed, and what it needs.
+
+    They are differences from those of `base`, or else from the last checkpoint of files, when its chain is short enough.
+    """
+    if any(item.name == MANIFEST for item in items):
+        raise UsageError(f"no file can be called {MANIFEST}")
+    earlier = base if base is not None else next((e for e in journal.entries() if e.kind == "files"), None)
+    objects: dict[str, ObjectInfo] = {}
+    depth = 0
+    if earlier is not None:
+        held = Objects(backend)
+        try:
+            manifest = held.manifest(earlier)
+        finally:
+            held.close()
+        below = int(manifest.extra.get("depth", 0))
+        if below + 2 <= max_chain:
+            objects, depth = dict(manifest.objects), below + 1
+    bases = [str(backend.object_path(earlier.object))] if earlier is not None and depth else []
+    made: dict[str, Any] = {}
+
+    def describe(own: Mapping[str, Record], info: ObjectInfo) -> bytes:
+        made["objects"] = needed([], {**objects, THIS: info}, THIS)
+        extra = {"depth": depth if info.leans else 0}
+        return Manifest(
+            entry.step, "files", entry.time_ns, entry.writer, entry.note, entry.metrics, {}, made["objects"], None, extra
+        ).write()
+
+    written = write_object(backend, [], {}, [], describe, level=level, threads=threads, files=items, bases=bases)
+    _, needs = named(written.archive_id, written.info, {}, made["objects"])
+    done = Entry(
+        entry.step, written.archive_id, entry.time_ns, "files", entry.writer, entry.note, entry.metrics, written.info.raw,
+        written.info.size, entry.seq,
+    )  # fmt: skip
+    return done, needs
+
+
+def items_of(paths: Sequence[str | os.PathLike[str]]) -> list[Item]:
+    """Return the members for files, and for folders: of a single folder what is in it, without its name, which has the step."""
+    if len(paths) == 1 and Path(paths[0]).is_dir():
+        root = Path(os.path.abspath(paths[0]))
+        prefix = f"{root.name}/"
+        return [_renamed(item, item.name[len(prefix) :]) for item in collect([root], None) if item.name != root.name]
+    return collect(paths, None)
+
+
+def _renamed(item: Item, name: str) -> Item:
+    return Item(name, item.kind, item.mode, item.mtime_ns, item.size, item.open, item.link, item.stamp, item.original)
+
+
+def restore(backend: LocalFolder, entry: Entry, dst: str, *, force: bool, threads: int) -> None:
+    """Write a checkpoint as files; see `Store.restore`."""
+    if entry.kind == "files":
+        with Checkpoint(backend, entry) as checkpoint:
+            names = [n for n in checkpoint.archive(entry.object).reader.index.member_names if n != MANIFEST]
+        unpack(backend.object_path(entry.object), dst, members=names, threads=threads, force=force)
+        return
+    target = Path(dst)
+    if os.path.lexists(target) and not force:
+        raise UsageError("the output exists; --force replaces it").at(path=str(target))
+    if target.suffix == ".safetensors":
+        with Checkpoint(backend, entry) as checkpoint, PartialFile(target, force=force) as partial:
+            for part in _safetensors(checkpoint, threads):
+                partial.write(part)
+            partial.publish()
+    elif target.suffix in (".pt", ".pth", ".ckpt", ".bin") and entry.kind == "state":
+        import torch
+
+        with Checkpoint(backend, entry) as checkpoint:
+            state = checkpoint.load(framework=None, threads=threads)
+        with PartialFile(target, force=force) as partial, os.fdopen(os.dup(partial.file.fileno()), "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            partial.publish()
+    else:
+        raise UsageError("say a name that ends with .safetensors or .pt: the checkpoint is a state, not files").at(
+            path=str(target)
+        )
+
+
+def _safetensors(checkpoint: Checkpoint, threads: int) -> Iterator[bytes | U8]:
+    """Yield a safetensors file of a checkpoint's tensors, in parts that take little memory."""
+    records = list(checkpoint.manifest.records.values())
+    nothing = lambda begin, out: None  # noqa: E731
+    yield safetensors_header([Held(r.key, r.dtype, r.shape, r.nbytes, nothing) for r in records])
+    for record in records:
+        archive, row = checkpoint.place(record.key)
+        for at in range(0, record.nbytes, _PART):
+            part = np.empty(min(_PART, record.nbytes - at), np.uint8)
+            archive.read_into([(row, at, part)], threads)
+            yield part
+
+
+def new_entry(step: int, writer: str, note: str, metrics: Mapping[str, float]) -> Entry:
+    """Return the entry of a checkpoint of files that is about to be written."""
+    return Entry(step, "", time.time_ns(), "files", writer, note, metrics)

@@ -1,0 +1,520 @@
+"""The store of a training run: saving, loading, and the list of what there is.
+
+Order of a save: tensors and manifest in one object, made durable; then the head that names it, in one step. A process that
+dies leaves at most an object that nothing names, which `gc` removes.
+"""
+
+import os
+import platform
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from tzip.coders.arrays import U8
+from tzip.coders.errors import ConflictError, UsageError
+from tzip.coders.sums import same_bytes
+from tzip.plan import level_named
+from tzip.store import upkeep
+from tzip.store.backends import LocalFolder, StaleHeadError, open_backend
+from tzip.store.checkpoints import Checkpoint
+from tzip.store.journal import MAX_STEP, Entry, Head, Journal
+from tzip.store.manifest import THIS, Manifest, ObjectInfo, Record, named, needed
+from tzip.store.objects import Held, content_ids, in_memory, write_object
+from tzip.store.states import Leaf, flatten
+from tzip.workers import Workers, thread_count
+
+_TRIES = 50  # heads that others may have replaced while this one tried: tags and sweeps, never another writer's checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class SaveReport:
+    """What a save did: bytes of the state, bytes written, tensors in all, as differences, and referred to; seconds."""
+
+    step: int
+    raw: int
+    stored: int
+    tensors: int
+    deltas: int
+    unchanged: int
+    seconds: float
+
+
+@dataclass(slots=True)
+class Stats:
+    """What a store object has done since it was opened; `stalled` counts the seconds that callers of `save` waited."""
+
+    saves: int = 0
+    raw: int = 0
+    stored: int = 0
+    seconds: float = 0.0
+    stalled: float = 0.0
+    queued: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Bytes written for each byte of state."""
+        return self.stored / self.raw if self.raw else 0.0
+
+
+@dataclass(slots=True)
+class _Base:
+    """The state that was saved last: where its tensors are, and their bytes."""
+
+    entry: Entry
+    records: Mapping[str, Record]
+    objects: Mapping[str, ObjectInfo]
+    raw: dict[str, U8]
+
+
+class Store:
+    """The checkpoints of one training run in the folder `path`, which is made when it is not there.
+
+    `level`: as for `tzip.pack`. `max_chain`: how many archives, at most, a tensor is read through; more save space, fewer save
+    time when restoring. Both are kept in the store when it is made; later they may be overridden. `threads`: those that
+    compress; None: one for each CPU.
+
+    Thread-safe. Any number of readers, in any process, may read beside one writer. A second writer of the same run gets a
+    ConflictError. Close it, or use it in a `with` statement: that waits for a save in the background.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        level: str | None = None,
+        max_chain: int | None = None,
+        threads: int | None = None,
+        create: bool = True,
+    ) -> None:
+        self.backend: LocalFolder = open_backend(path)
+        self.threads = thread_count(threads)
+        if level is not None:
+            level_named(level)
+        if max_chain is not None and not 1 <= max_chain <= upkeep.LONGEST_CHAIN:
+            raise UsageError(f"max_chain must be from 1 to {upkeep.LONGEST_CHAIN}, not {max_chain}")
+        if not self.backend.exists():
+            if not create:
+                raise UsageError("there is no store here").at(path=str(self.backend.root))
+            made = {"level": level or "default", "max_chain": max_chain or upkeep.MAX_CHAIN}
+            self.backend.make(Head(config=made).write())
+        config = self.journal().head.config
+        self.level = level or level_named(config["level"]).name
+        self.max_chain = max_chain or config["max_chain"]
+        self._writer = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._base: _Base | None = None
+        self._spare: dict[str, U8] = {}
+        self._known: int | None = None  # `seq` of the checkpoint that our next one follows
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: Future[SaveReport] | None = None
+        self._lock = threading.RLock()
+        self._stats = Stats()
+
+    # ---- what there is
+
+    def journal(self) -> Journal:
+        """Read the list of checkpoints as it is now."""
+        return Journal(self.backend)
+
+    def log(self) -> Iterator[Entry]:
+        """Yield the checkpoints, the newest first."""
+        return self.journal().entries()
+
+    def tags(self) -> dict[str, int]:
+        """Return the tags and the steps that they name."""
+        return dict(self.journal().head.tags)
+
+    def find(self, step: int | str = "latest", *, metric: str | None = None, mode: str = "min") -> Entry:
+        """Return the entry of a step, of "latest" (saved last), of "best" (by `metric`) or of a tag. Raises UsageError."""
+        journal = self.journal()
+        found: Entry | None
+        if step == "latest":
+            found = journal.latest()
+        elif step == "best":
+            found = upkeep.best(journal.entries(), metric, mode)
+        elif isinstance(step, str) and step in journal.head.tags:
+            found = journal.find(journal.head.tags[step])
+        elif isinstance(step, str) and not step.isdecimal():
+            raise UsageError(f"there is no tag {step!r}").at(path=str(self.backend.root))
+        else:
+            found = journal.find(int(step))
+        if found is None:
+            raise UsageError(f"there is no checkpoint {step!r}").at(path=str(self.backend.root))
+        return found
+
+    def open(self, step: int | str = "latest", *, metric: str | None = None, mode: str = "min") -> Checkpoint:
+        """Return a checkpoint to read from lazily: tensors, and rows of tensors."""
+        return Checkpoint(self.backend, self.find(step, metric=metric, mode=mode))
+
+    def load(
+        self,
+        step: int | str = "latest",
+        keys: Iterable[str] | str | None = None,
+        *,
+        framework: str | None = None,
+        device: Any = None,
+        allow_pickle: bool = False,
+        metric: str | None = None,
+        mode: str = "min",
+    ) -> Any:
+        """Return a state as it was saved.
+
+        `step`: as for `find`. `keys`: patterns of tensor names (`model.*`); only those tensors are read, numbers and strings
+        are all there. `framework`: "np" or "pt" for all tensors, None as each was saved. `device`: torch's, for its tensors.
+        Values that only pickle could hold come back as `Pickled`, unless `allow_pickle`. Raises UsageError,
+        TensorNotFoundError or CorruptError.
+        """
+        with self.open(step, metric=metric, mode=mode) as checkpoint:
+            return checkpoint.load(
+                keys, framework=framework, device=device, allow_pickle=allow_pickle, threads=self.threads
+            )
+
+    # ---- saving
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        note: str = "",
+        metrics: Mapping[str, float] | None = None,
+        tags: Iterable[str] = (),
+        block: bool = True,
+        replace_step: bool = False,
+    ) -> SaveReport | None:
+        """Save a state: nested dicts, lists and tuples of tensors (torch, numpy, jax, cupy), numbers, strings and bytes.
+
+        With `block=False` it returns, with None, once the state is copied; a thread compresses and writes it. One save
+        at a time: the next one waits for it, and raises what it raised. Tensors that have not changed are referred to, changed
+        ones are differences from the last checkpoint where that is smaller.
+
+        Raises UsageError (a step that is there already, unless `replace_step`; what cannot be saved), ConflictError
+        (another writer has saved to this run), OSError; then the store is as it was.
+        """
+        start = time.perf_counter()
+        step, note, measured, names = _checked(step, note, metrics, tags)
+        with self._lock:
+            self.wait()
+            tree, leaves = flatten(state)
+            raw = self._copy(leaves)
+            save = _Save(step, note, measured, names, replace_step, tree, leaves, raw)
+            if block:
+                try:
+                    return self._write(save)
+                finally:
+                    self._stats.stalled += time.perf_counter() - start
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(1, "tzip-store")
+            self._running = self._pool.submit(self._write, save)
+            self._stats.stalled += time.perf_counter() - start
+            return None
+
+    def wait(self) -> SaveReport | None:
+        """Wait for the save in the background, when there is one; return its report, or raise what it raised."""
+        with self._lock:
+            running, self._running = self._running, None
+        return running.result() if running is not None else None
+
+    def stats(self) -> Stats:
+        """Return what was done since the store was opened."""
+        running = self._running
+        return replace(self._stats, queued=int(running is not None and not running.done()))
+
+    def _copy(self, leaves: Mapping[str, Leaf]) -> dict[str, U8]:
+        """Copy a state, into memory of the one before the last where it fits: fresh pages cost twice the copy."""
+        spare, self._spare = self._spare, {}
+        copied = {}
+        for key, leaf in leaves.items():
+            room = spare.pop(key, None)
+            if room is None or room.size != leaf.raw.size:
+                room = np.empty(leaf.raw.size, np.uint8)
+            np.copyto(room, leaf.raw)
+            copied[key] = room
+        return copied
+
+    def _write(self, save: "_Save") -> SaveReport:
+        start = time.perf_counter()
+        with self.backend.writing():
+            journal = self.journal()
+            base = self._find_base(journal)
+            self._check_free(journal, save.step, save.replace_step)
+            entry, records, objects, report = self._write_object(save, base)
+            entry = self._commit(journal, entry, objects, save.tags)
+        if base is not None:
+            self._spare = base.raw
+        self._base = _Base(entry, records, objects, save.raw)
+        report = replace(report, seconds=time.perf_counter() - start)
+        self._stats.saves += 1
+        self._stats.raw += report.raw
+        self._stats.stored += report.stored
+        self._stats.seconds += report.seconds
+        return report
+
+    def _find_base(self, journal: Journal) -> _Base | None:
+        """Return the checkpoint that was saved last, from memory when it is ours."""
+        latest = journal.latest()
+        self._check_alone(latest)
+        if latest is None:
+            return None
+        if self._base is not None and self._base.entry.object == latest.object:
+            return self._base
+        if latest.kind != "state":
+            return None
+        with Checkpoint(self.backend, latest) as checkpoint:
+            manifest = checkpoint.manifest
+            return _Base(latest, manifest.records, manifest.objects, checkpoint.raw(manifest.records, self.threads))
+
+    def _check_alone(self, latest: Entry | None) -> None:
+        """Raise ConflictError when another writer has saved since we did, or since we began to."""
+        if latest is None:
+            return
+        if self._known is None:
+            self._known = latest.seq
+        if latest.seq > self._known and latest.writer != self._writer:
+            raise ConflictError(
+                f"another writer has saved step {latest.step} to this run meanwhile; open the store again to go on from there"
+            ).at(path=str(self.backend.root))
+
+    def _write_object(
+        self, save: "_Save", base: _Base | None
+    ) -> tuple[Entry, dict[str, Record], dict[str, ObjectInfo], SaveReport]:
+        kept: dict[str, Record] = {}
+        changed: list[Held] = []
+        for key, leaf in save.leaves.items():
+            earlier = base.records.get(key) if base is not None else None
+            like = earlier is not None and (earlier.dtype, earlier.shape) == (leaf.dtype, leaf.shape)
+            if like and earlier is not None and base is not None and same_bytes(base.raw[key], save.raw[key]):
+                kept[key] = earlier
+                continue
+            changed.append(in_memory(key, leaf.dtype, leaf.shape, save.raw[key]))
+        with Workers(self.threads) as workers:
+            contents = content_ids(changed, workers)
+        from_base: list[tuple[Record, Held]] = []
+        if base is not None:
+            from_base = [
+                (r, in_memory(k, r.dtype, r.shape, base.raw[k]))
+                for k, r in base.records.items()
+                if r.depth + 2 <= self.max_chain and k not in kept
+            ]
+        time_ns = time.time_ns()
+        made: dict[str, Any] = {}
+
+        def describe(own: Mapping[str, Record], info: ObjectInfo) -> bytes:
+            records = {key: kept[key] if key in kept else own[key] for key in save.leaves}
+            objects = needed(records.values(), {**(base.objects if base is not None else {}), THIS: info}, THIS)
+            made["records"], made["objects"] = records, objects
+            return Manifest(
+                save.step, "state", time_ns, self._writer, save.note, save.metrics, records, objects, save.tree
+            ).write()
+
+        written = write_object(
+            self.backend, changed, contents, from_base, describe, level=self.level, threads=self.threads
+        )
+        records, objects = named(written.archive_id, written.info, made["records"], made["objects"])
+        raw = sum(r.nbytes for r in records.values())
+        entry = Entry(
+            save.step, written.archive_id, time_ns, "state", self._writer, save.note, save.metrics, raw, written.info.size
+        )
+        deltas = sum(1 for t in changed if records[t.key].depth)
+        return entry, records, objects, SaveReport(
+            save.step, raw, written.info.size, len(records), deltas, len(kept), 0.0
+        )
+
+    def _commit(self, journal: Journal, entry: Entry, objects: Mapping[str, ObjectInfo], tags: Iterable[str]) -> Entry:
+        """Name a checkpoint in the head and return its entry. What others changed meanwhile, tags say, is kept; another
+        writer's checkpoint is a conflict.
+        """
+        if self._known is None:
+            self._known = journal.head.generation
+        for _ in range(_TRIES):
+            head = journal.with_entry(entry, tags)
+            try:
+                journal.commit(head, objects)
+            except StaleHeadError:
+                journal = self.journal()
+                self._check_alone(journal.latest())
+                continue
+            self._known = head.generation
+            return head.recent[-1]
+        raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=str(self.backend.root))
+
+    # ---- files as they are
+
+    def save_files(
+        self,
+        step: int,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        note: str = "",
+        metrics: Mapping[str, float] | None = None,
+        tags: Iterable[str] = (),
+        replace_step: bool = False,
+    ) -> SaveReport:
+        """Save files and folders (a trainer's checkpoint as it lies there), which `restore` gives back byte for byte.
+
+        Tensors in them, of whatever format tzip knows, are differences from the last checkpoint that was saved so.
+        Raises as `save` does.
+        """
+        from tzip.store.foldered import items_of, new_entry, write_files
+
+        start = time.perf_counter()
+        step, note, measured, names = _checked(step, note, metrics, tags)
+        items = items_of(list(paths))
+        with self._lock:
+            self.wait()
+            with self.backend.writing():
+                journal = self.journal()
+                self._check_alone(journal.latest())
+                self._check_free(journal, step, replace_step)
+                entry, objects = write_files(
+                    self.backend, journal, new_entry(step, self._writer, note, measured), items,
+                    level=self.level, max_chain=self.max_chain, threads=self.threads,
+                )  # fmt: skip
+                self._commit(journal, entry, objects, names)
+        return SaveReport(step, entry.raw, entry.stored, 0, 0, 0, time.perf_counter() - start)
+
+    def _check_free(self, journal: Journal, step: int, replace_step: bool) -> None:
+        if journal.find(step) is not None and not replace_step:
+            raise UsageError(f"step {step} is there already; replace_step=True replaces it").at(
+                path=str(self.backend.root)
+            )
+
+    # ---- upkeep
+
+    def tag(self, name: str, step: int | None) -> None:
+        """Give a tag to a step, or take it away (None). Raises UsageError."""
+        _check_tags([name])
+
+        def change(journal: Journal) -> Head:
+            tags = dict(journal.head.tags)
+            if step is None:
+                if name not in tags:
+                    raise UsageError(f"there is no tag {name!r}").at(path=str(self.backend.root))
+                del tags[name]
+            else:
+                if journal.find(step) is None:
+                    raise UsageError(f"there is no checkpoint {step!r}").at(path=str(self.backend.root))
+                tags[name] = step
+            return replace(journal.head, generation=journal.head.generation + 1, tags=tags)
+
+        upkeep.update(self.backend, change)
+
+    def diff(self, a: int | str, b: int | str) -> list[upkeep.Difference]:
+        """Compare two checkpoints tensor by tensor, by their content ids: nothing is decoded."""
+        return upkeep.compare(self.backend, self.find(a), self.find(b))
+
+    def verify(self, *, deep: bool = False, progress: Callable[[int], None] | None = None) -> upkeep.VerifyReport:
+        """Prove the store: every checkpoint's manifest, every object and stored byte; with `deep` also every content id.
+
+        Damage is told in the report, by object and checkpoint; nothing is raised for it.
+        """
+        return upkeep.verify(self.backend, deep=deep, threads=self.threads, progress=progress)
+
+    def prune(
+        self,
+        *,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        keep_best: int | None = None,
+        metric: str | None = None,
+        mode: str = "min",
+        keep_tagged: bool = True,
+        dry_run: bool = False,
+    ) -> upkeep.PruneReport:
+        """Remove checkpoints but the last `keep_last`, those whose step is a multiple of `keep_every`, the `keep_best` by
+        `metric`, and tagged ones. What those that stay lean on stays too: differences from one that goes are made anew.
+        `gc` then frees the space. Raises UsageError when nothing would be kept.
+        """
+        with self._lock:
+            self.wait()
+            report = upkeep.prune(
+                self.backend,
+                upkeep.Policy(keep_last, keep_every, keep_best, metric, mode, keep_tagged),
+                level=self.level,
+                max_chain=self.max_chain,
+                threads=self.threads,
+                writer=self._writer,
+                dry_run=dry_run,
+            )
+            if not dry_run:
+                self._base = None
+            return report
+
+    def gc(self, *, grace: float = 86400.0) -> upkeep.GcReport:
+        """Remove objects that no checkpoint has needed for `grace` seconds, and what killed writers left."""
+        return upkeep.gc(self.backend, grace=grace)
+
+    def repair(self, *, deep: bool = False) -> upkeep.RepairReport:
+        """Keep every checkpoint whose objects are whole, forget the others and name them; a lost head is made anew."""
+        with self._lock:
+            self.wait()
+            self._base = None
+            self._known = None
+            return upkeep.repair(self.backend, deep=deep, threads=self.threads)
+
+    def restore(self, step: int | str, dst: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write a checkpoint as files: those that were saved, byte for byte, into the folder `dst`; or a state as
+        `dst.safetensors` (its tensors) or `dst.pt` (all of it, with torch).
+        """
+        from tzip.store.foldered import restore
+
+        restore(self.backend, self.find(step), os.fspath(dst), force=force, threads=self.threads)
+
+    def close(self) -> None:
+        """Wait for the save in the background and raise what it raised."""
+        try:
+            self.wait()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(wait=True)
+                self._pool = None
+            self._base = None
+            self._spare = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<tzip store {str(self.backend.root)!r}>"
+
+
+@dataclass(frozen=True, slots=True)
+class _Save:
+    step: int
+    note: str
+    metrics: dict[str, float]
+    tags: list[str]
+    replace_step: bool
+    tree: Any
+    leaves: Mapping[str, Leaf]
+    raw: dict[str, U8]
+
+
+def _checked(
+    step: Any, note: Any, metrics: Mapping[str, float] | None, tags: Iterable[str]
+) -> tuple[int, str, dict[str, float], list[str]]:
+    if isinstance(step, bool) or not isinstance(step, int | np.integer) or not 0 <= int(step) <= MAX_STEP:
+        raise UsageError(f"a step is a number from 0 on, not {step!r}")
+    measured = {}
+    for name, value in (metrics or {}).items():
+        try:
+            measured[str(name)] = float(value)
+        except (TypeError, ValueError):
+            raise UsageError(f"the metric {name!r} is no number: {value!r}") from None
+    names = [tags] if isinstance(tags, str) else list(tags)
+    _check_tags(names)
+    return int(step), str(note), measured, names
+
+
+def _check_tags(names: Iterable[Any]) -> None:
+    for name in names:
+        if not isinstance(name, str) or not name or name in ("latest", "best") or name.isdecimal():
+            raise UsageError(f"{name!r} is no name for a tag")

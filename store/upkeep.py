@@ -1,0 +1,559 @@
+"""Keeping a store: proving it, forgetting checkpoints, freeing space, saving what can be saved.
+
+What a kept checkpoint needs is never removed: new objects are durable before the head names them, the head changes in one
+step, and only what no head has named for a while is deleted, while nobody can commit.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tzip.coders.errors import ConflictError, CorruptError, TzipError, UsageError
+from tzip.plan import LEVELS
+from tzip.repacking import member_items
+from tzip.store.backends import LocalFolder, StaleHeadError
+from tzip.store.checkpoints import Objects
+from tzip.store.foldered import write_files
+from tzip.store.journal import Entry, Head, Journal
+from tzip.store.manifest import MANIFEST, THIS, Manifest, ObjectInfo, Record, named, needed
+from tzip.store.objects import content_ids, in_object, write_object
+from tzip.verifying import verify as verify_archive
+from tzip.workers import Workers
+
+LONGEST_CHAIN = 60  # an archive leans on at most 63 others (FORMAT.md, section 2.8)
+MAX_CHAIN = 16  # the default: docs/BENCHMARKS.md, "The store", shows sizes and times of others
+_TRIES = 50
+_MOSTLY_DEAD = 2  # an object is packed anew when less than 1 / 2 of it is needed
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Damage: where, what, and the steps of the checkpoints that it takes."""
+
+    path: str
+    message: str
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What was proven, and what was found damaged."""
+
+    checkpoints: int
+    objects: int
+    bytes: int
+    deep: bool
+    faults: list[Fault] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which checkpoints are kept; see `Store.prune`."""
+
+    last: int | None = None
+    every: int | None = None
+    best: int | None = None
+    metric: str | None = None
+    mode: str = "min"
+    tagged: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """Steps that were kept and removed, and those of the kept ones whose objects were packed anew; bytes written for that."""
+
+    kept: list[int]
+    removed: list[int]
+    rewritten: list[int] = field(default_factory=list)
+    stored: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GcReport:
+    """Objects removed and their bytes; those that wait for their grace period or a writer's end; partial files removed."""
+
+    removed: int
+    freed: int
+    waiting: int
+    partials: int
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """Steps that are whole, steps that are lost and why, and whether the head was made anew."""
+
+    kept: list[int]
+    lost: dict[int, str]
+    rebuilt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What became of a tensor between two checkpoints: "same", "changed", "added" or "removed"; bytes of the tensor."""
+
+    key: str
+    what: str
+    nbytes: int
+
+
+def best(entries: Iterable[Entry], metric: str | None, mode: str) -> Entry | None:
+    """Return the checkpoint with the smallest ("min") or largest value of a metric; with one metric only it needs no name."""
+    ranked = _ranked(entries, metric, mode)
+    if not ranked:
+        raise UsageError(f"no checkpoint has the metric {metric!r}" if metric else "no checkpoint has a metric")
+    return ranked[0]
+
+
+def _ranked(entries: Iterable[Entry], metric: str | None, mode: str) -> list[Entry]:
+    if mode not in ("min", "max"):
+        raise UsageError(f'mode is "min" or "max", not {mode!r}')
+    found = [e for e in entries if e.metrics]
+    if metric is None:
+        names = {name for e in found for name in e.metrics}
+        if len(names) > 1:
+            raise UsageError(f"say which metric: {', '.join(sorted(names))}")
+        metric = next(iter(names), "")
+    sign = 1 if mode == "min" else -1
+    usable = [e for e in found if metric in e.metrics and not math.isnan(e.metrics[metric])]
+    return sorted(usable, key=lambda e: (sign * e.metrics[metric], -e.seq))
+
+
+def update(backend: LocalFolder, change: Callable[[Journal], Head]) -> None:
+    """Replace the head by what `change` makes of it, again when another process was faster."""
+    for _ in range(_TRIES):
+        journal = Journal(backend)
+        try:
+            journal.commit(change(journal))
+        except StaleHeadError:
+            continue
+        return
+    raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=str(backend.root))
+
+
+def compare(backend: LocalFolder, a: Entry, b: Entry) -> list[Difference]:
+    """Compare two checkpoints by the content ids of their tensors. Raises UsageError for files, which have none."""
+    held = Objects(backend)
+    try:
+        before, after = held.manifest(a), held.manifest(b)
+    finally:
+        held.close()
+    if "files" in (before.kind, after.kind):
+        raise UsageError("checkpoints of files are compared with tzip diff")
+    out = []
+    for key in dict.fromkeys((*before.records, *after.records)):
+        old, new = before.records.get(key), after.records.get(key)
+        if old is None or new is None:
+            found = new or old
+            assert found is not None
+            out.append(Difference(key, "added" if old is None else "removed", found.nbytes))
+        else:
+            out.append(Difference(key, "same" if old.content == new.content else "changed", new.nbytes))
+    return out
+
+
+# ---------------------------------------------------------------- verify
+
+
+class _Checker:
+    """Proves objects once each, whatever number of checkpoints needs them."""
+
+    def __init__(self, backend: LocalFolder, deep: bool, threads: int, progress: Callable[[int], None] | None) -> None:
+        self.backend = backend
+        self.objects = Objects(backend)
+        self.deep = deep
+        self.threads = threads
+        self.progress = progress
+        self.bad: dict[str, str] = {}
+        self.good: set[str] = set()
+        self.bytes = 0
+        self._contents: set[tuple[str, str, str]] = set()
+        self._decoded: set[str] = set()
+
+    def object(self, archive_id: str) -> str | None:
+        """Return what is wrong with an object, None when nothing is."""
+        if archive_id not in self.good and archive_id not in self.bad:
+            try:
+                archive = self.objects(archive_id)
+                report = verify_archive(archive.reader.source.name, threads=self.threads, progress=self.progress)
+                self.bytes += report.bytes
+                self.good.add(archive_id)
+            except (TzipError, OSError) as e:
+                self.bad[archive_id] = str(e)
+        return self.bad.get(archive_id)
+
+    def manifest(self, entry: Entry) -> Manifest | None:
+        """Return the manifest of a checkpoint; None, and the object bad, when it cannot be read."""
+        try:
+            return self.objects.manifest(entry)
+        except (TzipError, OSError) as e:
+            self.bad.setdefault(entry.object, str(e))
+            return None
+
+    def contents(self, manifest: Manifest) -> None:
+        """Decode tensors and compare them with their content ids; objects that give others are bad."""
+        wanted = []
+        for record in manifest.records.values():
+            place = (record.object, record.name, record.content)
+            if place not in self._contents and record.object not in self.bad:
+                self._contents.add(place)
+                wanted.append(record)
+        with Workers(self.threads) as workers:
+            for record in wanted:
+                try:
+                    found = content_ids([in_object(record, self.objects)], workers)[record.key]
+                except (TzipError, OSError) as e:
+                    self.bad[record.object] = str(e)
+                    continue
+                if found != record.content:
+                    self.bad[record.object] = f"tensor {record.name!r} is not the one of its content id"
+        if manifest.kind == "files":
+            for archive_id in manifest.objects:
+                if archive_id not in self.bad and archive_id not in self._decoded:
+                    self._decoded.add(archive_id)
+                    try:
+                        verify_archive(self.backend.object_path(archive_id), deep=True, threads=self.threads)
+                    except (TzipError, OSError) as e:
+                        self.bad[archive_id] = str(e)
+
+    def close(self) -> None:
+        self.objects.close()
+
+
+def verify(
+    backend: LocalFolder, *, deep: bool, threads: int, progress: Callable[[int], None] | None = None
+) -> VerifyReport:
+    """Prove a store; see `Store.verify`."""
+    checker = _Checker(backend, deep, threads, progress)
+    steps: dict[str, list[int]] = {}
+    count = 0
+    try:
+        for entry in Journal(backend).entries():
+            count += 1
+            for archive_id in _check(checker, entry):
+                steps.setdefault(archive_id, []).append(entry.step)
+        faults = [
+            Fault(str(backend.object_path(i)), message, tuple(sorted(steps.get(i, ())))) for i, message in checker.bad.items()
+        ]
+        return VerifyReport(count, len(checker.good | set(checker.bad)), checker.bytes, deep, faults)
+    finally:
+        checker.close()
+
+
+def _check(checker: _Checker, entry: Entry) -> list[str]:
+    """Return the damaged objects among those that a checkpoint needs."""
+    manifest = checker.manifest(entry)
+    if manifest is None:
+        return [entry.object]
+    for archive_id in manifest.objects:
+        checker.object(archive_id)
+    if checker.deep:
+        checker.contents(manifest)
+    return [archive_id for archive_id in manifest.objects if archive_id in checker.bad]
+
+
+# ---------------------------------------------------------------- prune
+
+
+def prune(
+    backend: LocalFolder,
+    policy: Policy,
+    *,
+    level: str,
+    max_chain: int,
+    threads: int,
+    writer: str,
+    dry_run: bool,
+) -> PruneReport:
+    """Forget checkpoints; see `Store.prune`."""
+    with backend.writing():
+        for _ in range(_TRIES):
+            journal = Journal(backend)
+            entries = sorted(journal.entries(), key=lambda e: e.seq)
+            kept = _kept(entries, journal.head.tags, policy)
+            removed = [e.step for e in entries if e.step not in kept]
+            staying = [e for e in entries if e.step in kept]
+            if dry_run or not removed:
+                return PruneReport([e.step for e in staying], removed)
+            rebased = _Rebase(backend, journal, staying, level, max_chain, threads)
+            try:
+                new, needs = rebased.run()
+            finally:
+                rebased.close()
+            report = PruneReport([e.step for e in staying], removed, rebased.rewritten, rebased.stored)
+            try:
+                journal.commit(journal.with_entries(new), needs)
+            except StaleHeadError:
+                continue
+            return report
+    raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=str(backend.root))
+
+
+def _kept(entries: list[Entry], tags: Mapping[str, int], policy: Policy) -> set[int]:
+    for name, value in (("keep_last", policy.last), ("keep_every", policy.every), ("keep_best", policy.best)):
+        if value is not None and value < 1:
+            raise UsageError(f"{name} must be 1 or more, not {value}")
+    kept: set[int] = set()
+    if policy.last is not None:
+        kept |= {e.step for e in entries[-policy.last :]}
+    if policy.every is not None:
+        kept |= {e.step for e in entries if e.step % policy.every == 0}
+    if policy.best is not None:
+        kept |= {e.step for e in _ranked(entries, policy.metric, policy.mode)[: policy.best]}
+    if policy.tagged:
+        kept |= set(tags.values())
+    if policy.last is None and policy.every is None and policy.best is None:
+        raise UsageError("say what to keep: keep_last, keep_every or keep_best")
+    if entries and not kept & {e.step for e in entries}:
+        raise UsageError("nothing would be kept")
+    return kept
+
+
+class _Rebase:
+    """Packs anew what leans on objects that only forgotten checkpoints need, or that are mostly dead."""
+
+    def __init__(
+        self, backend: LocalFolder, journal: Journal, staying: list[Entry], level: str, max_chain: int, threads: int
+    ) -> None:
+        self.backend = backend
+        self.journal = journal
+        self.staying = staying
+        self.level = level
+        self.max_chain = max_chain
+        self.threads = threads
+        self.objects = Objects(backend)
+        self.rewritten: list[int] = []
+        self.stored = 0
+
+    def run(self) -> tuple[list[Entry], set[str]]:
+        """Return the entries to be, and the objects that they need."""
+        manifests = [self.objects.manifest(entry) for entry in self.staying]
+        bad = _unwanted(self.staying, manifests)
+        new: list[Entry] = []
+        needs: set[str] = set()
+        earlier: tuple[dict[str, Record], dict[str, ObjectInfo]] = ({}, {})
+        files: Entry | None = None
+        for entry, manifest in zip(self.staying, manifests, strict=True):
+            if not bad & set(manifest.objects):
+                new.append(entry)
+                records, objects = dict(manifest.records), dict(manifest.objects)
+            elif manifest.kind == "files":
+                entry, objects = self._files(entry, files)
+                new.append(entry)
+                records = {}
+            else:
+                entry, records, objects = self._state(entry, manifest, bad, earlier)
+                new.append(entry)
+            if manifest.kind == "files":
+                files = entry
+            else:
+                earlier = records, objects
+            needs |= set(objects)
+        return new, needs
+
+    def _files(self, entry: Entry, base: Entry | None) -> tuple[Entry, dict[str, ObjectInfo]]:
+        archive = self.objects(entry.object)
+        items = [item for item in member_items(archive) if item.name != MANIFEST]
+        # Without one that stays it stands by itself: a chain of no length is always too long for a base.
+        longest = self.max_chain if base is not None else 0
+        made, objects = write_files(
+            self.backend, self.journal, entry, items, level=self.level, max_chain=longest, threads=self.threads, base=base
+        )
+        self.rewritten.append(entry.step)
+        self.stored += made.stored
+        return made, objects
+
+    def _state(
+        self, entry: Entry, manifest: Manifest, bad: set[str], earlier: tuple[dict[str, Record], dict[str, ObjectInfo]]
+    ) -> tuple[Entry, dict[str, Record], dict[str, ObjectInfo]]:
+        before, below = earlier
+        kept: dict[str, Record] = {}
+        moved: list[Record] = []
+        for key, record in manifest.records.items():
+            same = before.get(key)
+            if same is not None and (same.content, same.dtype, same.shape) == (record.content, record.dtype, record.shape):
+                kept[key] = same
+            elif bad & set(needed([record], manifest.objects, record.object)):
+                moved.append(record)
+            else:
+                kept[key] = record
+        tensors = [in_object(record, self.objects) for record in moved]
+        with Workers(self.threads) as workers:
+            contents = content_ids(tensors, workers)
+        for record in moved:
+            if contents[record.key] != record.content:
+                raise CorruptError("a tensor is not the one of its content id; repair the store first").at(
+                    path=str(self.backend.object_path(record.object)), tensor=record.name
+                )
+        known = {**manifest.objects, **below}
+        bases = [
+            (r, in_object(r, self.objects)) for k, r in before.items() if k not in kept and r.depth + 2 <= self.max_chain
+        ]
+        made: dict[str, Any] = {}
+
+        def describe(own: Mapping[str, Record], info: ObjectInfo) -> bytes:
+            made["records"] = {key: kept[key] if key in kept else own[key] for key in manifest.records}
+            made["objects"] = needed(made["records"].values(), {**known, THIS: info}, THIS)
+            return replace(manifest, records=made["records"], objects=made["objects"]).write()
+
+        written = write_object(
+            self.backend, tensors, contents, bases, describe, level=self.level, threads=self.threads
+        )
+        records, objects = named(written.archive_id, written.info, made["records"], made["objects"])
+        self.rewritten.append(entry.step)
+        self.stored += written.info.size
+        return replace(entry, object=written.archive_id, stored=written.info.size), records, objects
+
+    def close(self) -> None:
+        self.objects.close()
+
+
+def _unwanted(staying: Iterable[Entry], manifests: Iterable[Manifest]) -> set[str]:
+    """Return the objects that are needed only because others lean on them, or of which most is dead."""
+    infos: dict[str, ObjectInfo] = {}
+    live: dict[str, dict[str, int]] = {}
+    own: set[str] = set()
+    for entry, manifest in zip(staying, manifests, strict=True):
+        infos.update(manifest.objects)
+        own.add(entry.object)
+        if manifest.kind == "files":
+            live.setdefault(entry.object, {})[""] = infos[entry.object].raw
+        for record in manifest.records.values():
+            live.setdefault(record.object, {})[record.name] = record.nbytes
+    return {
+        archive_id
+        for archive_id, info in infos.items()
+        if (archive_id not in own and archive_id not in live)
+        or sum(live.get(archive_id, {}).values()) * _MOSTLY_DEAD < info.raw
+    }
+
+
+# ---------------------------------------------------------------- gc
+
+
+def gc(backend: LocalFolder, *, grace: float) -> GcReport:
+    """Remove what no checkpoint needs; see `Store.gc`."""
+    if not grace >= 0:
+        raise UsageError(f"grace is a number of seconds, not {grace}")
+    for _ in range(_TRIES):
+        with contextlib.suppress(StaleHeadError):
+            return _gc(backend, grace)
+    raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=str(backend.root))
+
+
+def _gc(backend: LocalFolder, grace: float) -> GcReport:
+    partials = backend.sweep_partials()
+    with backend.alone() as alone:
+        present = backend.object_ids()  # before the head: what is written after it is younger than the list
+        journal = Journal(backend)
+        wanted = reachable(backend, journal.entries())
+        now = time.time_ns()
+        known = journal.head.retired
+        # A time to come is a clock that was set back: it starts to count now.
+        retired = {i: min(known.get(i, now), now) for i in present if i not in wanted}
+        due = [i for i, since in retired.items() if now - since >= grace * 1e9 and (alone or i in known)]
+        freed = 0
+        with backend.committing():
+            if backend.read_head() != journal.raw:
+                raise StaleHeadError
+            for archive_id in due:
+                freed += backend.object_size(archive_id) or 0
+                backend.delete_object(archive_id)
+            pages = {p.name for p in journal.head.pages}
+            if alone:
+                for name in backend.page_names():
+                    if name not in pages:
+                        backend.delete_page(name)
+            backend.sync()
+            left = {i: since for i, since in retired.items() if i not in set(due)}
+            if left != dict(known):
+                head = replace(journal.head, generation=journal.head.generation + 1, retired=left)
+                backend.put_head(head.write(), journal.raw)
+        return GcReport(len(due), freed, len(left), partials)
+
+
+def reachable(backend: LocalFolder, entries: Iterable[Entry]) -> set[str]:
+    """Return every object that these checkpoints need. Raises CorruptError when a manifest cannot be read: nothing may be
+    swept then.
+    """
+    found: set[str] = set()
+    for entry in entries:
+        held = Objects(backend)
+        try:
+            found |= set(held.manifest(entry).objects)
+        finally:
+            held.close()
+    return found
+
+
+# ---------------------------------------------------------------- repair
+
+
+def repair(backend: LocalFolder, *, deep: bool, threads: int) -> RepairReport:
+    """Keep the checkpoints that are whole; see `Store.repair`."""
+    rebuilt = False
+    try:
+        journal = Journal(backend)
+        entries = sorted(journal.entries(), key=lambda e: e.seq)
+    except CorruptError:
+        rebuilt = True
+        entries = list(_found(backend))
+        head = Head(generation=max((e.seq for e in entries), default=0) + 1, config=_config(backend.read_head()))
+        journal = Journal(backend, instead=head)
+    checker = _Checker(backend, deep, threads, None)
+    whole: list[Entry] = []
+    lost: dict[int, str] = {}
+    try:
+        for entry in entries:
+            bad = _check(checker, entry)
+            if bad:
+                lost[entry.step] = checker.bad[bad[0]]
+            else:
+                whole.append(entry)
+    finally:
+        checker.close()
+    if rebuilt:  # of several of a step, forgotten ones among them, the newest counts
+        newest = {e.step: e for e in whole}
+        whole = [e for e in whole if newest[e.step] is e]
+        lost = {step: why for step, why in lost.items() if step not in newest}
+    if rebuilt or lost:
+        journal.commit(journal.with_entries(whole))
+    return RepairReport([e.step for e in whole], lost, rebuilt)
+
+
+def _found(backend: LocalFolder) -> Iterator[Entry]:
+    """Yield an entry for each object that holds a manifest, by the time that it names."""
+    found = []
+    for archive_id in backend.object_ids():
+        held = Objects(backend)
+        try:
+            archive = held(archive_id)
+            if MANIFEST in archive.reader.index.member_names:
+                path = archive.reader.source.name
+                m = Manifest.read(archive.member_bytes(MANIFEST), path, archive_id)
+                size = archive.reader.footer.archive_length
+                raw = m.raw if m.kind != "files" else m.objects[archive_id].raw
+                found.append(Entry(m.step, archive_id, m.time_ns, m.kind, m.writer, m.note, m.metrics, raw, size))
+        except (TzipError, OSError):
+            continue  # what cannot be read holds no checkpoint that could be kept
+        finally:
+            held.close()
+    found.sort(key=lambda e: (e.time_ns, e.step, e.object))
+    for seq, entry in enumerate(found, 1):
+        yield replace(entry, seq=seq)
+
+
+def _config(raw: bytes | None) -> dict[str, Any]:
+    """Return the configuration of a head whose sum is wrong, as far as it can be read; else the defaults."""
+    import json
+
+    found: dict[str, Any] = {}
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        found = dict(json.loads(raw or b"")["config"])
+    level, longest = found.get("level"), found.get("max_chain")
+    return {
+        "level": level if level in LEVELS else "default",
+        "max_chain": longest if type(longest) is int and 1 <= longest <= LONGEST_CHAIN else MAX_CHAIN,
+    }
