@@ -91,14 +91,19 @@ def restore(backend: LocalFolder, entry: Entry, dst: str, *, force: bool, thread
         unpack(backend.object_path(entry.object), dst, members=names, threads=threads, force=force)
         return
     target = Path(dst)
-    if os.path.lexists(target) and not force:
+    if os.path.lexists(target) and not force and not target.is_dir():
         raise UsageError("the output exists; --force replaces it").at(path=str(target))
+    if entry.kind == "sharded":
+        from tzip.store.sharded import restore as restore_sharded
+
+        restore_sharded(str(backend.root), entry, target, force=force)
+        return
     if target.suffix == ".safetensors":
         with Checkpoint(backend, entry) as checkpoint, PartialFile(target, force=force) as partial:
             for part in _safetensors(checkpoint, threads):
                 partial.write(part)
             partial.publish()
-    elif target.suffix in (".pt", ".pth", ".ckpt", ".bin") and entry.kind == "state":
+    elif target.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         import torch
 
         with Checkpoint(backend, entry) as checkpoint:

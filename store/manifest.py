@@ -129,10 +129,10 @@ class Manifest:
             raise CorruptError(f"the manifest breaks a rule: {e}").at(path=path) from None
 
 
-def needed(records: Iterable[Record], objects: Mapping[str, ObjectInfo], own: str) -> dict[str, ObjectInfo]:
-    """Return what reading these tensors, and the archive `own`, needs: their objects and all that those lean on."""
+def needed(records: Iterable[Record], objects: Mapping[str, ObjectInfo], *own: str) -> dict[str, ObjectInfo]:
+    """Return what reading these tensors, and archives of `own`, needs: their objects and all that those lean on."""
     found: dict[str, ObjectInfo] = {}
-    waiting = [own, *dict.fromkeys(r.object for r in records)]
+    waiting = [*own, *dict.fromkeys(r.object for r in records)]
     while waiting:
         archive_id = waiting.pop()
         if archive_id not in found:

@@ -211,6 +211,11 @@ def torch_leaf(value: Any) -> tuple[Leaf, str]:
     return Leaf(_U8, (*value.shape, value.element_size()), raw), name
 
 
+def torch_form(name: str) -> str:
+    """Return what the form of a torch tensor of that type is: nothing when the format has the type, else its name."""
+    return "" if name in _DTYPES else name
+
+
 def _described(dtype: "np.dtype[Any]") -> str:
     return dtype.name if dtype.kind == "V" and dtype.names is None and dtype.subdtype is None else _descr(dtype)
 
