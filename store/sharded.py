@@ -307,15 +307,15 @@ class StorageReader(TorchReader):
     """Reads a distributed checkpoint of a store: `dcp.load(state, storage_reader=StorageReader("runs/42", step=100))`.
 
     `step`: as for `Store.find`; instead of it the `checkpoint_id` of the call may be the number. Only the rows and tiles that
-    a rank needs are read and decoded. Ranks that find different checkpoints ("latest", while another is saved) raise a CorruptError.
+    a rank needs are read and decoded. Ranks that find different checkpoints ("latest", while one is saved) raise CorruptError.
     """
 
     def __init__(self, path: str | os.PathLike[str], step: int | str = "latest", *, threads: int | None = None) -> None:
+        self._checkpoint: Checkpoint | None = None
         super().__init__()
         self.path = os.path.abspath(path)
         self.step = step
         self.threads = threads
-        self._checkpoint: Checkpoint | None = None
         self._places: Mapping[MetadataIndex, list[tuple[str, tuple[int, ...]]]] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -379,7 +379,7 @@ class StorageReader(TorchReader):
         self, checkpoint: Checkpoint, tiles: Sequence[tuple[str, tuple[int, ...]]], item: ReadItem, target: torch.Tensor
     ) -> None:
         """Copy what an item asks of a stored shard from the tiles that hold it."""
-        begin = tiles[0][1]  # of the shard: tiles are in order
+        begin = item.storage_index.offset or [0] * len(item.lengths)
         low = [b + o for b, o in zip(begin, item.storage_offsets, strict=True)]
         high = [a + n for a, n in zip(low, item.lengths, strict=True)]
         form = _form(checkpoint.manifest, item.storage_index.fqn)
@@ -417,6 +417,9 @@ class StorageReader(TorchReader):
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Say whether it could name a checkpoint of a store."""
         return bool(str(checkpoint_id))
+
+    def __del__(self) -> None:
+        self._close()  # torch says nothing to a reader whose load has failed elsewhere
 
     def _close(self) -> None:
         if self._checkpoint is not None:
