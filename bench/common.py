@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ITEM_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
+_FOLDERS = ("coders", "formats", "gpu", "store")  # sub-packages that lie beside archiver/
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,12 +132,12 @@ def commit() -> str:
         return "no tzip"
     package = Path(found.origin).parent
     installed = {
-        ("" if p[0] in ("coders", "formats") else "archiver/") + "/".join(p): _blob(file) for p, file in _modules(package)
+        ("" if p[0] in _FOLDERS else "archiver/") + "/".join(p): _blob(file) for p, file in _modules(package)
     }
     try:
         commits = _git("log", "-n", "50", "--format=%h").split()
         for one in commits:
-            tree = _git("ls-tree", "-r", one, "archiver", "coders", "formats").splitlines()
+            tree = _git("ls-tree", "-r", one, "archiver", *_FOLDERS).splitlines()
             entries = {path: meta.split()[2] for meta, path in (line.split("\t") for line in tree)}
             if {path: sha for path, sha in entries.items() if path.endswith(".py")} == installed:
                 return one
