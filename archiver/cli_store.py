@@ -241,8 +241,10 @@ def repair(run: str, deep: bool, threads: int | None, as_json: bool) -> None:
         raise UsageError("there is no store here").at(path=run)
     report = upkeep.repair(backend, deep=deep, threads=thread_count(threads))
     if as_json:
-        _say({"kept": report.kept, "lost": {str(k): v for k, v in report.lost.items()}, "rebuilt": report.rebuilt})
+        _say(dataclasses.asdict(report))
     else:
+        for archive_id, why in report.unreadable.items():
+            click.echo(f"object {archive_id} cannot be read: {why}", err=True)
         for step, why in report.lost.items():
             click.echo(f"step {step} is lost: {why}", err=True)
         rebuilt = "the head was made anew; " if report.rebuilt else ""

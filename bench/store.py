@@ -5,9 +5,9 @@
     python bench/store.py many FOLDER [--checkpoints 10000]
     python bench/store.py sharded FOLDER
 
-RUN holds checkpoints of a training loop, stepNNNNN.safetensors and bf16_stepNNNNN.safetensors. FOLDER lies on a memory-backed file
-system, so that speeds are tzip's and not a disk's. "sharded": torch's distributed checkpoints beside the stock writer's with its
-ZStandard extension. `--csv OUT` writes a line for each figure.
+RUN holds checkpoints of a training loop, stepNNNNN.safetensors and bf16_stepNNNNN.safetensors. FOLDER lies on a memory-backed
+file system, so that speeds are tzip's and not a disk's. "sharded": torch's distributed checkpoints beside the stock writer's
+with its ZStandard extension. `--csv OUT` writes a line for each figure.
 """
 
 import argparse

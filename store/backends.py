@@ -23,6 +23,7 @@ PAGES = "pages"
 _COMMIT_LOCK = "commit.lock"  # held for as long as it takes to replace the head, or to sweep
 _WRITER_LOCK = "writers.lock"  # shared by who writes objects that no head names yet
 _PATIENCE = 60.0  # seconds for which another process may hold the commit lock
+_SWEEP = 600.0  # and for which one may sweep
 _OBJECT = re.compile(r"[0-9a-f]{64}\.tzip\Z")
 _PAGE = re.compile(r"[0-9a-f]{64}\.json\Z")
 _MAX_SMALL = 1 << 28  # bytes of a head or page that are read
@@ -41,17 +42,24 @@ class LocalFolder:
         self.pages = root / PAGES
 
     def exists(self) -> bool:
-        """Say whether a store was made here."""
-        return (self.root / HEAD).exists() or self.objects.is_dir()
+        """Say whether there is a store: a head, or what a lost one has named. One that is only half made counts as none."""
+        if (self.root / HEAD).exists():
+            return True
+        return (self.objects.is_dir() and bool(self.object_ids())) or (self.pages.is_dir() and bool(self.page_names()))
 
     def make(self, head: bytes) -> None:
-        """Make the folders and the first head. Raises UsageError when the folder holds anything."""
+        """Make the folders and the first head, or leave those that another process makes meanwhile.
+
+        Raises UsageError when the folder holds anything else.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
-        if any(self.root.iterdir()):
+        ours = {HEAD, HEAD + PARTIAL, OBJECTS, PAGES, _COMMIT_LOCK, _WRITER_LOCK}
+        if any(at.name not in ours for at in self.root.iterdir()):
             raise UsageError("the folder is not empty").at(path=str(self.root))
-        self.objects.mkdir()
-        self.pages.mkdir()
-        self.swap_head(head, None)
+        self.objects.mkdir(exist_ok=True)
+        self.pages.mkdir(exist_ok=True)
+        with contextlib.suppress(StaleHeadError):
+            self.swap_head(head, None)
         sync_folder(self.root.parent)
 
     # ---- the head
@@ -79,23 +87,30 @@ class LocalFolder:
     @contextlib.contextmanager
     def committing(self) -> Iterator[None]:
         """Hold the lock without which no head is replaced and nothing swept. Raises UsageError after a minute's wait."""
-        end = time.monotonic() + _PATIENCE
-        while True:
-            with self._locked(_COMMIT_LOCK, shared=False) as held:
-                if held:
-                    yield
-                    return
-            if time.monotonic() > end:
-                raise UsageError("another process holds the commit lock of the store").at(path=str(self.root))
-            time.sleep(0.01)
+        with self._waited(_COMMIT_LOCK, shared=False, patience=_PATIENCE):
+            yield
 
-    def writing(self) -> contextlib.AbstractContextManager[bool]:
-        """Hold, with others, the lock that tells `gc` of objects which no head names yet."""
-        return self._locked(_WRITER_LOCK, shared=True)
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold, with others, the lock that tells `gc` of objects and pages which no head names yet. Waits for a sweep's end."""
+        with self._waited(_WRITER_LOCK, shared=True, patience=_SWEEP):
+            yield
 
     def alone(self) -> contextlib.AbstractContextManager[bool]:
         """Try to be alone: the value is False while anybody writes."""
         return self._locked(_WRITER_LOCK, shared=False)
+
+    @contextlib.contextmanager
+    def _waited(self, name: str, *, shared: bool, patience: float) -> Iterator[None]:
+        end = time.monotonic() + patience
+        while True:
+            with self._locked(name, shared=shared) as held:
+                if held:
+                    yield
+                    return
+            if time.monotonic() > end:
+                raise UsageError("another process holds a lock of the store").at(path=str(self.root / name))
+            time.sleep(0.01)
 
     @contextlib.contextmanager
     def _locked(self, name: str, *, shared: bool) -> Iterator[bool]:
@@ -108,6 +123,10 @@ class LocalFolder:
     def read_page(self, name: str) -> bytes:
         """Return a page."""
         return self._small(self.pages / f"{name}.json")
+
+    def has_page(self, name: str) -> bool:
+        """Say whether a page is there."""
+        return (self.pages / f"{name}.json").exists()
 
     def put_page(self, name: str, data: bytes) -> None:
         """Write a page under the name that its bytes give it; the same one may be there already."""
@@ -158,7 +177,10 @@ class LocalFolder:
             os.unlink(self.pages / f"{name}.json")
 
     def sweep_partials(self) -> int:
-        """Remove what killed writers left half written; return how many files. What a living one writes is locked."""
+        """Remove what killed writers left half written; return how many files. What a living one writes is locked.
+
+        Only for who is `alone` and `committing`: a living writer that has just made its file has not locked it yet.
+        """
         swept = 0
         for folder in (self.objects, self.pages, self.root):
             for path in folder.glob(f"*{PARTIAL}"):
@@ -169,7 +191,8 @@ class LocalFolder:
         return swept
 
     def sync(self) -> None:
-        """Make removals durable."""
+        """Make the head that stands there, and removals, durable."""
+        sync_folder(self.root)
         sync_folder(self.objects)
         sync_folder(self.pages)
 

@@ -1,7 +1,9 @@
 """One checkpoint, read lazily: its manifest at once, its tensors when they are asked for."""
 
+import contextlib
 import fnmatch
 import threading
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Self
 
@@ -18,13 +20,26 @@ from tzip.store.manifest import MANIFEST, Manifest
 from tzip.store.objects import row_of
 from tzip.store.states import Target, rebuild
 
+_OPEN = 32  # archives that are kept open, each with up to a chain of others: a process may have 1024 files
+
+
+class _Object(Archive):
+    """An archive that closes itself when nobody holds it any more."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError):  # it was never opened
+            self.close()
+
 
 class Objects:
-    """The archives of a store, opened on use and proven to be the ones that their names say."""
+    """The archives of a store, opened on use and proven to be the ones that their names say.
+
+    Those used least recently are let go: a state whose tensors changed at different times is in thousands of them.
+    """
 
     def __init__(self, backend: LocalFolder) -> None:
         self.backend = backend
-        self._open: dict[str, Archive] = {}
+        self._open: OrderedDict[str, Archive] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, archive_id: str) -> Archive:
@@ -33,13 +48,16 @@ class Objects:
             if archive_id not in self._open:
                 path = self.backend.object_path(archive_id)
                 try:
-                    archive = Archive(path)
+                    archive = _Object(path)
                 except FileNotFoundError:
                     raise CorruptError("an object of the store is missing").at(path=str(path)) from None
                 if archive.reader.footer.archive_id.hex() != archive_id:
                     archive.close()
                     raise CorruptError("an object is another archive than its name says").at(path=str(path))
                 self._open[archive_id] = archive
+                if len(self._open) > _OPEN:
+                    self._open.popitem(last=False)
+            self._open.move_to_end(archive_id)
             return self._open[archive_id]
 
     def manifest(self, entry: Entry) -> Manifest:
@@ -138,19 +156,29 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
     def raw(self, keys: Iterable[str], threads: int | None = None) -> dict[str, U8]:
         """Return the bytes of tensors, shape (nbytes,) each, decoded on all threads."""
         out: dict[str, U8] = {}
-        wanted: dict[int, tuple[Archive, list[tuple[int, int, U8]]]] = {}
-        for key in keys:
-            archive, row = self.place(key)
-            out[key] = np.empty(archive.view(row).nbytes, np.uint8)
-            if out[key].size:
-                wanted.setdefault(id(archive), (archive, []))[1].append((row, 0, out[key]))
-        for archive, reads in wanted.values():
+        for held in self._by_object(keys):
+            reads: list[tuple[int, int, U8]] = []
+            for key in held:
+                archive, row = self.place(key)
+                out[key] = np.empty(archive.view(row).nbytes, np.uint8)
+                if out[key].size:
+                    reads.append((row, 0, out[key]))
+            if not reads:
+                continue
             try:
                 archive.read_into(reads, threads)
             except TzipError as e:
                 e.add_note(f"while reading step {self.step} of the store")
                 raise
         return out
+
+    def _by_object(self, keys: Iterable[str]) -> Iterable[list[str]]:
+        """Return the keys, those of one object together: each is opened once."""
+        groups: dict[str, list[str]] = {}
+        for key in keys:
+            record = self.manifest.records.get(key)
+            groups.setdefault(record.object if record else "", []).append(key)
+        return groups.values()
 
     def load(
         self,

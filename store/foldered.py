@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from tzip.coders.arrays import U8
-from tzip.coders.errors import UsageError
+from tzip.coders.errors import CorruptError, UsageError
 from tzip.formats.atomic import PartialFile
+from tzip.formats.catalogue import LINK
+from tzip.formats.names import check_links, fold
 from tzip.store.backends import LocalFolder
 from tzip.store.checkpoints import Checkpoint, Objects
 from tzip.store.journal import Entry, Journal
-from tzip.store.manifest import MANIFEST, THIS, Manifest, ObjectInfo, Record, named, needed
+from tzip.store.manifest import MANIFEST, THIS, Manifest, ObjectInfo, Record, depths, named, needed
 from tzip.store.objects import Held, safetensors_header, write_object
 from tzip.tree import Item, collect
 from tzip.unpacking import unpack
@@ -37,28 +39,28 @@ def write_files(
 
     They are differences from those of `base`, or else from the last checkpoint of files, when its chain is short enough.
     """
-    if any(item.name == MANIFEST for item in items):
+    if any(fold(item.name) == fold(MANIFEST) for item in items):
         raise UsageError(f"no file can be called {MANIFEST}")
     earlier = base if base is not None else next((e for e in journal.entries() if e.kind == "files"), None)
     objects: dict[str, ObjectInfo] = {}
-    depth = 0
+    bases: list[str] = []
     if earlier is not None:
         held = Objects(backend)
         try:
             manifest = held.manifest(earlier)
+            tensors = bool(held(earlier.object).shapes)
         finally:
             held.close()
-        below = int(manifest.extra.get("depth", 0))
-        if below + 2 <= max_chain:
-            objects, depth = dict(manifest.objects), below + 1
-    bases = [str(backend.object_path(earlier.object))] if earlier is not None and depth else []
+        below = depths(manifest.objects)[earlier.object]
+        if tensors and below + 2 <= max_chain:
+            objects, bases = dict(manifest.objects), [str(backend.object_path(earlier.object))]
     made: dict[str, Any] = {}
 
     def describe(own: Mapping[str, Record], info: ObjectInfo) -> bytes:
         made["objects"] = needed([], {**objects, THIS: info}, THIS)
-        extra = {"depth": depth if info.leans else 0}
         return Manifest(
-            entry.step, "files", entry.time_ns, entry.writer, entry.note, entry.metrics, {}, made["objects"], None, extra
+            entry.step, "files", entry.time_ns, entry.writer, entry.note, entry.metrics, {}, made["objects"],
+            seq=journal.head.generation + 1,
         ).write()
 
     written = write_object(backend, [], {}, [], describe, level=level, threads=threads, files=items, bases=bases)
@@ -75,7 +77,12 @@ def items_of(paths: Sequence[str | os.PathLike[str]]) -> list[Item]:
     if len(paths) == 1 and Path(paths[0]).is_dir():
         root = Path(os.path.abspath(paths[0]))
         prefix = f"{root.name}/"
-        return [_renamed(item, item.name[len(prefix) :]) for item in collect([root], None) if item.name != root.name]
+        items = [_renamed(item, item.name[len(prefix) :]) for item in collect([root], None) if item.name != root.name]
+        try:  # which may have gone through the folder's own name
+            check_links({item.name: item.link for item in items if item.kind == LINK})
+        except CorruptError as e:
+            raise UsageError(e.message).at(member=e.member) from None
+        return items
     return collect(paths, None)
 
 
@@ -88,7 +95,10 @@ def restore(backend: LocalFolder, entry: Entry, dst: str, *, force: bool, thread
     if entry.kind == "files":
         with Checkpoint(backend, entry) as checkpoint:
             names = [n for n in checkpoint.archive(entry.object).reader.index.member_names if n != MANIFEST]
-        unpack(backend.object_path(entry.object), dst, members=names, threads=threads, force=force)
+        if names:
+            unpack(backend.object_path(entry.object), dst, members=names, threads=threads, force=force)
+        else:
+            os.makedirs(dst, exist_ok=True)
         return
     target = Path(dst)
     if os.path.lexists(target) and not force and not target.is_dir():

@@ -4,6 +4,7 @@ change (STORE.md, section 2).
 Everything read here is proven: types, ranges, sums. A damaged head is an error, never fewer checkpoints.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -89,7 +90,7 @@ class Head:
                 {as_text(k): as_count(v) for k, v in body["tags"].items()},
                 {as_id(k): as_count(v) for k, v in body["retired"].items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
             raise CorruptError(f"the head of the store breaks a rule: {e}").at(path=path) from None
 
 
@@ -113,6 +114,14 @@ class Journal:
         for page in reversed(self.head.pages):
             yield from reversed(self._page(page))
 
+    def readable(self) -> list[Entry]:
+        """Return what the pages that are whole, and the head, have, the oldest first."""
+        found: list[Entry] = []
+        for page in self.head.pages:
+            with contextlib.suppress(CorruptError):
+                found += self._page(page)
+        return [*found, *self.head.recent]
+
     def _page(self, page: Page) -> tuple[Entry, ...]:
         path = str(self.backend.pages / f"{page.name}.json")
         try:
@@ -123,7 +132,7 @@ class Journal:
             raise CorruptError("a page is not the one that the head names").at(path=path)
         try:
             entries = tuple(_entry(e) for e in json.loads(data)["entries"])
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
             raise CorruptError(f"a page breaks a rule: {e}").at(path=path) from None
         if len(entries) != page.count or not all(page.low <= e.step <= page.high for e in entries):
             raise CorruptError("a page is not what the head says").at(path=path)
@@ -149,9 +158,13 @@ class Journal:
         """Make `head` the store's, in one step, when these objects are all there.
 
         Raises StaleHeadError when another process has replaced the head that this journal read, ConflictError when an object
-        has been swept.
+        or a page has been swept.
         """
         with self.backend.committing():
+            there = set(self.head.pages)
+            for page in head.pages:
+                if page not in there and not self.backend.has_page(page.name):
+                    raise ConflictError(f"page {page.name} was removed before the head named it").at(path=self.path)
             for archive_id in objects:
                 if self.backend.object_size(archive_id) is None:
                     raise ConflictError(f"object {archive_id} was removed while the checkpoint was written").at(
@@ -176,7 +189,7 @@ class Journal:
             generation=self.head.generation + 1,
             pages=pages,
             recent=recent,
-            tags={**base.tags, **dict.fromkeys(tags, entry.step)},
+            tags={**self.head.tags, **dict.fromkeys(tags, entry.step)},  # those of a step that is replaced, too
         )
 
     def with_entries(self, entries: Sequence[Entry]) -> Head:

@@ -58,6 +58,7 @@ class Manifest:
     objects: Mapping[str, ObjectInfo]
     tree: Any = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    seq: int = 0  # that of the next head, as its writer saw it: it orders manifests when the head is lost
 
     @property
     def raw(self) -> int:
@@ -81,6 +82,7 @@ class Manifest:
             "metrics": {k: v if math.isfinite(v) else repr(v) for k, v in self.metrics.items()},
             "objects": [[i, [at[lean] for lean in o.leans], o.size, o.raw] for i, o in self.objects.items()],
             "tensors": tensors,
+            "seq": self.seq,
             "tree": self.tree,
             "extra": dict(self.extra),
         }
@@ -95,8 +97,8 @@ class Manifest:
             if len(rows) > MAX_OBJECTS:
                 raise ValueError(f"{len(rows)} objects")
             ids = [archive_id if row[0] == THIS else as_id(row[0]) for row in rows]
-            if len(set(ids)) != len(ids):
-                raise ValueError("an object is named twice")
+            if len(set(ids)) != len(ids) or archive_id not in ids:
+                raise ValueError("an object is named twice, or its own is not")
             objects = {
                 i: ObjectInfo(tuple(_at(ids, lean) for lean in leans), as_count(size), as_count(raw))
                 for i, (_, leans, size, raw) in zip(ids, rows, strict=True)
@@ -124,8 +126,9 @@ class Manifest:
                 objects,
                 body["tree"],
                 as_object(body["extra"]),
+                as_count(body["seq"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as e:
             raise CorruptError(f"the manifest breaks a rule: {e}").at(path=path) from None
 
 
@@ -138,6 +141,29 @@ def needed(records: Iterable[Record], objects: Mapping[str, ObjectInfo], *own: s
         if archive_id not in found:
             found[archive_id] = objects[archive_id]
             waiting += found[archive_id].leans
+    return found
+
+
+def depths(objects: Mapping[str, ObjectInfo]) -> dict[str, int]:
+    """Return how many archives lie below each of these objects, in the longest chain. Raises CorruptError for a cycle.
+
+    This, not the depth of a tensor, says what may be a base: an object is needed with all that it leans on. Were tensors
+    judged alone, two that change in turns would tie every object to the one before it, without end.
+    """
+    found: dict[str, int] = {}
+    entered: set[str] = set()
+    for start in objects:
+        waiting = [start]
+        while waiting:
+            at = waiting[-1]
+            below = [i for i in objects[at].leans if i not in found]
+            if at in found or not below:
+                found[waiting.pop()] = max((found[i] + 1 for i in objects[at].leans), default=0)
+            elif at in entered:
+                raise CorruptError("objects lean on each other in a circle")
+            else:
+                entered.add(at)
+                waiting += below
     return found
 
 

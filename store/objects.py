@@ -12,6 +12,7 @@ from tzip.archive import Archive, opener
 from tzip.bases import Base, BaseFile, Bases, Origin, ReadTensor, Tensors
 from tzip.coders.arrays import U8
 from tzip.coders.errors import CorruptError, UsageError
+from tzip.extents import OWN_RUN
 from tzip.formats.catalogue import FILE, NO_MTIME
 from tzip.formats.dtypes import Dtype
 from tzip.formats.identity import block_bytes, block_digest, content_id
@@ -19,12 +20,12 @@ from tzip.formats.source import BufferSource, Source
 from tzip.packing import Options, Packer
 from tzip.store.backends import LocalFolder
 from tzip.store.manifest import MANIFEST, THIS, ObjectInfo, Record
+from tzip.store.states import RESERVED
 from tzip.tree import Item
 from tzip.workers import Workers
 
 STATE = "state.safetensors"  # the member that holds an object's tensors
 _NONE = bytes(32)
-_RESERVED = "__metadata__"  # what a safetensors header calls something else
 
 ReadInto = Callable[[int, U8], None]  # fill an array with a tensor's bytes from that byte on
 
@@ -84,8 +85,8 @@ def safetensors_header(tensors: Sequence[Held]) -> bytes:
     header: dict[str, object] = {}
     at = 0
     for held in tensors:
-        if held.key == _RESERVED:
-            raise UsageError(f"no tensor can be called {_RESERVED}")
+        if held.key == RESERVED:
+            raise UsageError(f"no tensor can be called {RESERVED}")
         end = at + held.nbytes
         header[held.key] = {"dtype": held.dtype.name, "shape": list(held.shape), "data_offsets": [at, end]}
         at = end
@@ -199,7 +200,8 @@ def write_object(
     `files`: members to pack instead, as they are, with `bases`, the paths of objects that they may be differences from.
     """
     held = HeldBases(earlier)
-    options = Options(level, threads, sha256=bool(files), base=list(bases) or None)
+    # Strict: tensors that nobody could find again, for the header breaks a rule, must not be saved.
+    options = Options(level, threads, sha256=bool(files), strict=not files, base=list(bases) or None)
     with backend.new_object() as file, Workers(threads) as workers:
         packer = Packer(file.file, workers, options, bases=None if bases else held)
         try:
@@ -208,9 +210,9 @@ def write_object(
                 packer.add(Item(STATE, FILE, 0o644, NO_MTIME, source.size, lambda: source))
             for item in files:
                 packer.add(item)
+            depth = _depths(tensors, held.chosen)
             records = {
-                t.key: Record(t.key, THIS, t.key, t.dtype, t.shape, contents[t.key], _depth(held.chosen.get(t.key)))
-                for t in tensors
+                t.key: Record(t.key, THIS, t.key, t.dtype, t.shape, contents[t.key], depth[t.key]) for t in tensors
             }
             raw = sum(t.nbytes for t in tensors) if tensors else packer.bytes_in
             info = ObjectInfo(tuple(sorted(packer.archives())), 0, raw)
@@ -226,8 +228,16 @@ def write_object(
     return Written(archive_id, ObjectInfo(info.leans, size, raw), records)
 
 
-def _depth(base: Record | None) -> int:
-    return 0 if base is None else base.depth + 1
+def _depths(tensors: Sequence[Held], bases: Mapping[str, Record]) -> dict[str, int]:
+    """Return how many archives lie below each tensor. Small ones share chunks, whose bases are all read for any of them."""
+    found = {t.key: bases[t.key].depth + 1 if t.key in bases else 0 for t in tensors}
+    shared: dict[tuple[int, str], list[str]] = {}
+    for t in tensors:
+        if found[t.key] and t.nbytes < OWN_RUN * t.dtype.width:
+            shared.setdefault((t.dtype.width, t.dtype.coding), []).append(t.key)
+    for keys in shared.values():
+        found.update(dict.fromkeys(keys, max(found[key] for key in keys)))
+    return found
 
 
 def content_ids(tensors: Sequence[Held], workers: Workers) -> dict[str, str]:

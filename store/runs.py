@@ -24,7 +24,7 @@ from tzip.store import upkeep
 from tzip.store.backends import LocalFolder, StaleHeadError, open_backend
 from tzip.store.checkpoints import Checkpoint
 from tzip.store.journal import MAX_STEP, Entry, Head, Journal
-from tzip.store.manifest import THIS, Manifest, ObjectInfo, Record, named, needed
+from tzip.store.manifest import THIS, Manifest, ObjectInfo, Record, depths, named, needed
 from tzip.store.objects import Held, content_ids, in_memory, write_object
 from tzip.store.states import Leaf, flatten
 from tzip.workers import Workers, thread_count
@@ -105,7 +105,7 @@ class Store:
             self.backend.make(Head(config=made).write())
         config = self.journal().head.config
         self.level = level or level_named(config["level"]).name
-        self.max_chain = max_chain or config["max_chain"]
+        self.max_chain = max_chain or min(config["max_chain"], upkeep.LONGEST_CHAIN)
         self._writer = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._base: _Base | None = None
         self._spare: dict[str, U8] = {}
@@ -131,6 +131,8 @@ class Store:
 
     def find(self, step: int | str = "latest", *, metric: str | None = None, mode: str = "min") -> Entry:
         """Return the entry of a step, of "latest" (saved last), of "best" (by `metric`) or of a tag. Raises UsageError."""
+        if isinstance(step, bool) or not isinstance(step, int | np.integer | str):
+            raise UsageError(f'a checkpoint is named by its step, a tag, "latest" or "best", not by {step!r}')
         journal = self.journal()
         found: Entry | None
         if step == "latest":
@@ -243,17 +245,20 @@ class Store:
             journal = self.journal()
             base = self._find_base(journal)
             self._check_free(journal, save.step, save.replace_step)
-            entry, records, objects, report = self._write_object(save, base)
+            entry, records, objects, report = self._write_object(save, base, journal.head.generation + 1)
             entry = self._commit(journal, entry, objects, save.tags)
         if base is not None:
             self._spare = base.raw
         self._base = _Base(entry, records, objects, save.raw)
         report = replace(report, seconds=time.perf_counter() - start)
+        self._count(report)
+        return report
+
+    def _count(self, report: SaveReport) -> None:
         self._stats.saves += 1
         self._stats.raw += report.raw
         self._stats.stored += report.stored
         self._stats.seconds += report.seconds
-        return report
 
     def _find_base(self, journal: Journal) -> _Base | None:
         """Return the checkpoint that was saved last, from memory when it is ours."""
@@ -281,7 +286,7 @@ class Store:
             ).at(path=str(self.backend.root))
 
     def _write_object(
-        self, save: "_Save", base: _Base | None
+        self, save: "_Save", base: _Base | None, seq: int
     ) -> tuple[Entry, dict[str, Record], dict[str, ObjectInfo], SaveReport]:
         kept: dict[str, Record] = {}
         changed: list[Held] = []
@@ -296,10 +301,11 @@ class Store:
             contents = content_ids(changed, workers)
         from_base: list[tuple[Record, Held]] = []
         if base is not None:
+            below = depths(base.objects)
             from_base = [
                 (r, in_memory(k, r.dtype, r.shape, base.raw[k]))
                 for k, r in base.records.items()
-                if r.depth + 2 <= self.max_chain and k not in kept
+                if below[r.object] + 2 <= self.max_chain and k not in kept
             ]
         time_ns = time.time_ns()
         made: dict[str, Any] = {}
@@ -309,7 +315,7 @@ class Store:
             objects = needed(records.values(), {**(base.objects if base is not None else {}), THIS: info}, THIS)
             made["records"], made["objects"] = records, objects
             return Manifest(
-                save.step, "state", time_ns, self._writer, save.note, save.metrics, records, objects, save.tree
+                save.step, "state", time_ns, self._writer, save.note, save.metrics, records, objects, save.tree, seq=seq
             ).write()
 
         written = write_object(
@@ -376,7 +382,10 @@ class Store:
                     level=self.level, max_chain=self.max_chain, threads=self.threads,
                 )  # fmt: skip
                 self._commit(journal, entry, objects, names)
-        return SaveReport(step, entry.raw, entry.stored, 0, 0, 0, time.perf_counter() - start)
+            report = SaveReport(step, entry.raw, entry.stored, 0, 0, 0, time.perf_counter() - start)
+            self._count(report)
+            self._stats.stalled += report.seconds
+        return report
 
     def _check_free(self, journal: Journal, step: int, replace_step: bool) -> None:
         if journal.find(step) is not None and not replace_step:

@@ -48,7 +48,7 @@ from tzip.formats.dtypes import BY_NAME
 from tzip.store.backends import LocalFolder, StaleHeadError
 from tzip.store.checkpoints import Checkpoint, Objects
 from tzip.store.journal import Entry, Journal
-from tzip.store.manifest import THIS, Manifest, ObjectInfo, Record, named, needed
+from tzip.store.manifest import THIS, Manifest, ObjectInfo, Record, depths, named, needed
 from tzip.store.objects import Held, content_ids, in_memory, in_object, safetensors_header, write_object
 from tzip.store.runs import Store
 from tzip.store.states import Target, flatten, rebuild, torch_form, torch_leaf, torch_tensor
@@ -228,8 +228,11 @@ class StorageWriter(TorchWriter):
         self, base: Manifest | None, keys: set[str], max_chain: int, objects: Objects
     ) -> Iterator[tuple[Record, Held]]:
         mine = _last.get(self.path, {})
-        for key, record in (base.records if base is not None else {}).items():
-            if key not in keys or record.depth + 2 > max_chain:
+        if base is None:
+            return
+        below = depths(base.objects)
+        for key, record in base.records.items():
+            if key not in keys or below[record.object] + 2 > max_chain:
                 continue
             held = mine.get(key)
             if held is not None and held[0].content == record.content:
@@ -246,6 +249,7 @@ class StorageWriter(TorchWriter):
 
     def _finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         assert self.step is not None
+        step, seq = self.step, self._seen + 1
         backend = LocalFolder(Path(self.path))
         records: dict[str, Record] = {}
         known: dict[str, ObjectInfo] = {}
@@ -267,7 +271,7 @@ class StorageWriter(TorchWriter):
         def describe(own: Mapping[str, Record], info: ObjectInfo) -> bytes:
             made["objects"] = needed(records.values(), {**known, THIS: info}, THIS)
             return Manifest(
-                self.step or 0, "sharded", time_ns, self._writer, self.note, self.metrics, records, made["objects"], None, extra
+                step, "sharded", time_ns, self._writer, self.note, self.metrics, records, made["objects"], None, extra, seq
             ).write()
 
         written = write_object(backend, [], {}, [], describe, level="default", threads=thread_count(self.threads))
@@ -276,7 +280,7 @@ class StorageWriter(TorchWriter):
         stored = written.info.size + sum(objects[i].size for i in fresh)
         raw = sum(r.nbytes for r in records.values())
         entry = Entry(
-            self.step, written.archive_id, time_ns, "sharded", self._writer, self.note, self.metrics, raw, stored
+            step, written.archive_id, time_ns, "sharded", self._writer, self.note, self.metrics, raw, stored
         )
         self._commit(backend, entry, objects)
 

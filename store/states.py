@@ -11,6 +11,7 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -30,6 +31,7 @@ _TORCH_NAMES = {
 }  # fmt: skip
 _DTYPES = {name: BY_NAME[wire] for name, wire in _TORCH_NAMES.items()}
 _U8 = BY_NAME["U8"]
+RESERVED = "__metadata__"  # what the header of a safetensors file calls something else
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ class _Flattener:
     def key(self, path: tuple[str, ...]) -> str:
         name = ".".join(path) or "value"
         key, n = name, 2
-        while key in self.leaves:
+        while key in self.leaves or key == RESERVED:
             key, n = f"{name}#{n}", n + 1
         return key
 
@@ -113,17 +115,21 @@ class _Flattener:
 
     def _foreign(self, value: Any, path: tuple[str, ...]) -> list[Any]:
         home = type(value).__module__.partition(".")[0]
-        if type(value) is np.ndarray and not value.dtype.hasobject:
+        if type(value) in (np.ndarray, np.memmap) and _described(value.dtype) and value.dtype.itemsize:
             leaf, form = numpy_leaf(value)
             return self.leaf(path, leaf, "np", form)
-        if isinstance(value, np.generic) and not value.dtype.hasobject:
-            return ["n", _described(value.dtype), value.tobytes().hex()]
+        if isinstance(value, np.generic) and _described(value.dtype):
+            return ["n", _described(value.dtype), value.tobytes()[: value.dtype.itemsize].hex()]
         if home == "torch":
             found = self._torch(value, path)
             if found is not None:
                 return found
         elif home in ("jax", "jaxlib") and hasattr(value, "__array__"):
-            leaf, form = numpy_leaf(np.asarray(value))
+            try:
+                array = np.asarray(value)
+            except TypeError as e:  # keys of jax.random, which are no plain data
+                raise UsageError(f"a {type(value).__name__} cannot be saved: {e}").at(tensor=".".join(path)) from None
+            leaf, form = numpy_leaf(array)
             return self.leaf(path, leaf, "jax", form)
         elif home == "cupy" and hasattr(value, "get"):
             leaf, form = numpy_leaf(np.asarray(value.get()))
@@ -143,8 +149,11 @@ class _Flattener:
             place = ".".join(path)
             if hasattr(value, "full_tensor") or hasattr(value, "local_shards"):
                 raise UsageError("a sharded tensor: save it with tzip.torch_dcp").at(tensor=place)
-            if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
-                raise UsageError(f"a tensor of layout {value.layout} on {value.device} has no plain bytes").at(tensor=place)
+            if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type == "meta":
+                kind = "nested" if value.is_nested else value.dtype
+                raise UsageError(
+                    f"a tensor of layout {value.layout} ({kind}) on {value.device} has no plain bytes"
+                ).at(tensor=place)
             leaf, form = torch_leaf(value)
             return self.leaf(path, leaf, "pt", form)
         return None
@@ -185,13 +194,18 @@ def flatten(state: Any) -> tuple[Any, dict[str, Leaf]]:
 def numpy_leaf(array: np.ndarray[Any, Any]) -> tuple[Leaf, str]:
     """Return the leaf of an array without objects, and how numpy describes its type where the format has no such type."""
     flat = np.ascontiguousarray(array)
+    if flat.size == 1:  # contiguous for numpy, whatever its strides are; a view of its bytes wants them plain
+        flat = flat.copy()
     dtype = from_numpy(array.dtype)
     raw = flat.reshape(-1).view(np.uint8) if flat.size else np.empty(0, np.uint8)
     if dtype is not None and dtype.bits >= 8 and dtype.name != "C128":
         return Leaf(dtype, array.shape, raw), ""
     if array.dtype == np.complex128:
         return Leaf(BY_NAME["F64"], (*array.shape, 2), raw), "c16"
-    return Leaf(_U8, (*array.shape, array.dtype.itemsize), raw), _described(array.dtype)
+    form = _described(array.dtype)
+    if not form:
+        raise UsageError(f"an array of type {array.dtype} is no plain data")
+    return Leaf(_U8, (*array.shape, array.dtype.itemsize), raw), form
 
 
 def torch_leaf(value: Any) -> tuple[Leaf, str]:
@@ -202,8 +216,10 @@ def torch_leaf(value: Any) -> tuple[Leaf, str]:
     plain = value.detach()
     if plain.is_conj() or plain.is_neg():
         plain = plain.resolve_conj().resolve_neg()
-    plain = plain.cpu().contiguous()
-    raw = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else np.empty(0, np.uint8)
+    plain = plain.cpu().contiguous().reshape(-1)
+    if plain.numel() == 1:  # contiguous for torch, whatever its stride is; a view of its bytes wants a plain one
+        plain = plain.clone(memory_format=torch.contiguous_format).as_strided((1,), (1,))
+    raw = plain.view(torch.uint8).numpy() if plain.numel() else np.empty(0, np.uint8)
     if name in _DTYPES:
         return Leaf(_DTYPES[name], tuple(value.shape), raw), ""
     if name == "complex128":
@@ -216,16 +232,21 @@ def torch_form(name: str) -> str:
     return "" if name in _DTYPES else name
 
 
+@cache
 def _described(dtype: "np.dtype[Any]") -> str:
-    return dtype.name if dtype.kind == "V" and dtype.names is None and dtype.subdtype is None else _descr(dtype)
-
-
-def _descr(dtype: "np.dtype[Any]") -> str:
-    if dtype.names is None:
-        return dtype.str
+    """Return the description that gives exactly this type again; "" when it has none, as one of objects."""
     from json import dumps
 
-    return dumps(np.lib.format.dtype_to_descr(dtype))
+    if dtype.hasobject:
+        return ""
+    try:
+        if dtype.names is not None:
+            text = dumps(np.lib.format.dtype_to_descr(dtype))
+        else:
+            text = dtype.name if dtype.type.__module__.startswith("ml_dtypes") else dtype.str
+        return text if _numpy_dtype(text) == dtype else ""
+    except (ValueError, CorruptError):  # fields that overlap; types of ml_dtypes as fields, which numpy calls void
+        return ""
 
 
 def _numpy_dtype(text: str) -> "np.dtype[Any]":
@@ -243,7 +264,7 @@ def _numpy_dtype(text: str) -> "np.dtype[Any]":
             dtype = np.dtype(getattr(ml_dtypes, text)) if hasattr(ml_dtypes, text) else np.dtype(text)
     except (TypeError, ValueError, KeyError, SyntaxError, RecursionError) as e:
         raise CorruptError(f"{text!r} describes no numpy type: {e}") from None
-    if dtype.hasobject or dtype.itemsize == 0:
+    if dtype.hasobject:
         raise CorruptError(f"{text!r} describes no plain data")
     return dtype
 
@@ -298,7 +319,7 @@ def _build(node: Any, get: Get, target: Target) -> Any:
         return {"l": list, "u": tuple, "s": set, "S": frozenset}[tag](values)
     if tag in ("d", "o"):
         pairs = [(_build(k, get, target), _build(v, get, target)) for k, v in rest]
-        kept = [(k, v) for k, v in pairs if v is not _LEFT]
+        kept = [(k, v) for k, v in pairs if v is not _LEFT and k is not _LEFT]
         if pairs and not kept:
             return _LEFT
         return OrderedDict(kept) if tag == "o" else dict(kept)
@@ -323,7 +344,7 @@ def _scalar(tag: str, rest: list[Any]) -> Any:
         dtype, data = _numpy_dtype(rest[0]), bytes.fromhex(rest[1])
         if len(data) != dtype.itemsize:
             raise ValueError("a scalar of another size than its type's")
-        return np.frombuffer(data, dtype)[0]
+        return np.frombuffer(data, dtype)[0] if data else np.zeros((), dtype)[()]  # an empty string
     if tag in ("z", "T", "D"):
         import torch
 
@@ -355,12 +376,17 @@ def _tensor(rest: list[Any], get: Get, target: Target) -> Any:
     if wanted == "pt" and (framework == "pt" or form in ("", "c16")):
         return torch_tensor(dtype, shape, raw, "complex128" if form == "c16" else form, target.device)
     array = numpy_array(dtype, shape, raw, form, torch_form=framework == "pt")
-    if wanted == "np" or form:
+    if wanted == "np" or (form and framework != "jax"):
         return array
     if wanted == "jax":
         import jax.numpy as jnp
 
-        return jnp.asarray(array)
+        made = jnp.asarray(array)
+        if made.dtype != array.dtype:  # it rounds to 32 bits without a word
+            raise UsageError(
+                f'jax makes {made.dtype} of {array.dtype}: set jax_enable_x64, or load with framework="np"'
+            ).at(tensor=key)
+        return made
     if wanted == "cupy":
         import cupy
 

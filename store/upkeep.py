@@ -5,20 +5,22 @@ step, and only what no head has named for a while is deleted, while nobody can c
 """
 
 import contextlib
+import errno
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from tzip.coders.errors import ConflictError, CorruptError, TzipError, UsageError
+from tzip.coders.errors import BaseNotFoundError, ConflictError, CorruptError, TzipError, UnsupportedError, UsageError
 from tzip.plan import LEVELS
 from tzip.repacking import member_items
 from tzip.store.backends import LocalFolder, StaleHeadError
 from tzip.store.checkpoints import Objects
 from tzip.store.foldered import write_files
 from tzip.store.journal import Entry, Head, Journal
-from tzip.store.manifest import MANIFEST, THIS, Manifest, ObjectInfo, Record, named, needed
+from tzip.store.manifest import MANIFEST, THIS, Manifest, ObjectInfo, Record, depths, named, needed
 from tzip.store.objects import content_ids, in_object, write_object
 from tzip.verifying import verify as verify_archive
 from tzip.workers import Workers
@@ -83,11 +85,14 @@ class GcReport:
 
 @dataclass(frozen=True, slots=True)
 class RepairReport:
-    """Steps that are whole, steps that are lost and why, and whether the head was made anew."""
+    """Steps that are whole, steps that are lost and why, and whether the head was made anew. When it was, `unreadable` has
+    the objects that may have been checkpoints, and why they cannot be read.
+    """
 
     kept: list[int]
     lost: dict[int, str]
     rebuilt: bool
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +162,15 @@ def compare(backend: LocalFolder, a: Entry, b: Entry) -> list[Difference]:
 # ---------------------------------------------------------------- verify
 
 
+_DISK = (errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENOTDIR)  # errors of the system that are damage, when they come again
+
+
 class _Checker:
-    """Proves objects once each, whatever number of checkpoints needs them."""
+    """Proves objects once each, whatever number of checkpoints needs them.
+
+    What the system refuses (too many open files, no permission) is raised: it is no damage, and `repair` must not forget
+    a checkpoint for it.
+    """
 
     def __init__(self, backend: LocalFolder, deep: bool, threads: int, progress: Callable[[int], None] | None) -> None:
         self.backend = backend
@@ -167,56 +179,77 @@ class _Checker:
         self.threads = threads
         self.progress = progress
         self.bad: dict[str, str] = {}
+        self.newer: set[str] = set()  # of the bad ones those that a newer tzip has made
         self.good: set[str] = set()
         self.bytes = 0
         self._contents: set[tuple[str, str, str]] = set()
         self._decoded: set[str] = set()
 
-    def object(self, archive_id: str) -> str | None:
-        """Return what is wrong with an object, None when nothing is."""
+    def object(self, archive_id: str) -> None:
+        """Prove the stored bytes of an object."""
         if archive_id not in self.good and archive_id not in self.bad:
-            try:
+
+            def work() -> None:
                 archive = self.objects(archive_id)
                 report = verify_archive(archive.reader.source.name, threads=self.threads, progress=self.progress)
                 self.bytes += report.bytes
                 self.good.add(archive_id)
+
+            self.attempt(archive_id, work)
+
+    def attempt(self, archive_id: str, work: Callable[[], None]) -> None:
+        """Do what proves an object, which is bad when that fails; once more after an error that may pass."""
+        for again in (False, True):
+            try:
+                work()
             except (TzipError, OSError) as e:
-                self.bad[archive_id] = str(e)
-        return self.bad.get(archive_id)
+                if isinstance(e, OSError) and e.errno not in _DISK:
+                    raise
+                if not again and isinstance(e, OSError | BaseNotFoundError):
+                    self.objects.close()  # an archive that could not open its base does not try again
+                    continue
+                self.bad.setdefault(archive_id, str(e))
+                if isinstance(e, UnsupportedError):
+                    self.newer.add(archive_id)
+            return
 
     def manifest(self, entry: Entry) -> Manifest | None:
         """Return the manifest of a checkpoint; None, and the object bad, when it cannot be read."""
-        try:
-            return self.objects.manifest(entry)
-        except (TzipError, OSError) as e:
-            self.bad.setdefault(entry.object, str(e))
-            return None
+        found: list[Manifest] = []
+        self.attempt(entry.object, lambda: found.append(self.objects.manifest(entry)))
+        return found[0] if found else None
 
     def contents(self, manifest: Manifest) -> None:
-        """Decode tensors and compare them with their content ids; objects that give others are bad."""
-        wanted = []
-        for record in manifest.records.values():
-            place = (record.object, record.name, record.content)
-            if place not in self._contents and record.object not in self.bad:
-                self._contents.add(place)
-                wanted.append(record)
+        """Decode tensors and compare them with their content ids; objects that give others are bad.
+
+        What leans on a bad object is left out: it is lost with that one, and may be sound itself.
+        """
+        sound: dict[str, bool] = {}
+
+        def stands(archive_id: str) -> bool:
+            if archive_id not in sound:
+                sound[archive_id] = not any(i in self.bad for i in needed([], manifest.objects, archive_id))
+            return sound[archive_id]
+
         with Workers(self.threads) as workers:
-            for record in wanted:
-                try:
-                    found = content_ids([in_object(record, self.objects)], workers)[record.key]
-                except (TzipError, OSError) as e:
-                    self.bad[record.object] = str(e)
+            for record in manifest.records.values():
+                place = (record.object, record.name, record.content)
+                if place in self._contents or record.object in self.bad or not stands(record.object):
                     continue
-                if found != record.content:
-                    self.bad[record.object] = f"tensor {record.name!r} is not the one of its content id"
+                self._contents.add(place)
+                self.attempt(record.object, partial(self._decode, record, workers))
         if manifest.kind == "files":
             for archive_id in manifest.objects:
-                if archive_id not in self.bad and archive_id not in self._decoded:
+                if archive_id not in self.bad and archive_id not in self._decoded and stands(archive_id):
                     self._decoded.add(archive_id)
-                    try:
-                        verify_archive(self.backend.object_path(archive_id), deep=True, threads=self.threads)
-                    except (TzipError, OSError) as e:
-                        self.bad[archive_id] = str(e)
+                    self.attempt(archive_id, partial(self._decode_all, archive_id))
+
+    def _decode_all(self, archive_id: str) -> None:
+        verify_archive(self.backend.object_path(archive_id), deep=True, threads=self.threads)
+
+    def _decode(self, record: Record, workers: Workers) -> None:
+        if content_ids([in_object(record, self.objects)], workers)[record.key] != record.content:
+            raise CorruptError(f"tensor {record.name!r} is not the one of its content id")
 
     def close(self) -> None:
         self.objects.close()
@@ -229,12 +262,16 @@ def verify(
     checker = _Checker(backend, deep, threads, progress)
     steps: dict[str, list[int]] = {}
     count = 0
+    faults: list[Fault] = []
     try:
-        for entry in Journal(backend).entries():
-            count += 1
-            for archive_id in _check(checker, entry):
-                steps.setdefault(archive_id, []).append(entry.step)
-        faults = [
+        try:
+            for entry in Journal(backend).entries():
+                count += 1
+                for archive_id in _check(checker, entry):
+                    steps.setdefault(archive_id, []).append(entry.step)
+        except TzipError as e:  # the head or a page: what it named is not known any more
+            faults.append(Fault(e.path or str(backend.root), e.message, ()))
+        faults += [
             Fault(str(backend.object_path(i)), message, tuple(sorted(steps.get(i, ())))) for i, message in checker.bad.items()
         ]
         return VerifyReport(count, len(checker.good | set(checker.bad)), checker.bytes, deep, faults)
@@ -388,8 +425,11 @@ class _Rebase:
                     path=str(self.backend.object_path(record.object)), tensor=record.name
                 )
         known = {**manifest.objects, **below}
+        deep = depths(below)
         bases = [
-            (r, in_object(r, self.objects)) for k, r in before.items() if k not in kept and r.depth + 2 <= self.max_chain
+            (r, in_object(r, self.objects))
+            for k, r in before.items()
+            if k not in kept and deep[r.object] + 2 <= self.max_chain
         ]
         made: dict[str, Any] = {}
 
@@ -444,34 +484,34 @@ def gc(backend: LocalFolder, *, grace: float) -> GcReport:
 
 
 def _gc(backend: LocalFolder, grace: float) -> GcReport:
-    partials = backend.sweep_partials()
-    with backend.alone() as alone:
-        present = backend.object_ids()  # before the head: what is written after it is younger than the list
-        journal = Journal(backend)
-        wanted = reachable(backend, journal.entries())
+    journal = Journal(backend)
+    wanted = reachable(backend, journal.entries())  # takes long: writers do not wait for it
+    with backend.alone() as alone, backend.committing():
+        # The list is older than this look at the head: what is in it and not wanted was not committed in between.
+        present = backend.object_ids()
+        if backend.read_head() != journal.raw:
+            raise StaleHeadError
         now = time.time_ns()
         known = journal.head.retired
         # A time to come is a clock that was set back: it starts to count now.
         retired = {i: min(known.get(i, now), now) for i in present if i not in wanted}
-        due = [i for i, since in retired.items() if now - since >= grace * 1e9 and (alone or i in known)]
+        due = {i for i, since in retired.items() if now - since >= grace * 1e9 and (alone or i in known)}
+        partials = backend.sweep_partials() if alone else 0
+        backend.sync()  # the head first: were it lost with the power, the one before it would need what goes now
         freed = 0
-        with backend.committing():
-            if backend.read_head() != journal.raw:
-                raise StaleHeadError
-            for archive_id in due:
-                freed += backend.object_size(archive_id) or 0
-                backend.delete_object(archive_id)
-            pages = {p.name for p in journal.head.pages}
-            if alone:
-                for name in backend.page_names():
-                    if name not in pages:
-                        backend.delete_page(name)
-            backend.sync()
-            left = {i: since for i, since in retired.items() if i not in set(due)}
-            if left != dict(known):
-                head = replace(journal.head, generation=journal.head.generation + 1, retired=left)
-                backend.put_head(head.write(), journal.raw)
-        return GcReport(len(due), freed, len(left), partials)
+        for archive_id in due:
+            freed += backend.object_size(archive_id) or 0
+            backend.delete_object(archive_id)
+        pages = {p.name for p in journal.head.pages}
+        for name in backend.page_names() if alone else ():
+            if name not in pages:
+                backend.delete_page(name)
+        backend.sync()
+        left = {i: since for i, since in retired.items() if i not in due}
+        if left != dict(known):
+            head = replace(journal.head, generation=journal.head.generation + 1, retired=left)
+            backend.put_head(head.write(), journal.raw)
+    return GcReport(len(due), freed, len(left), partials)
 
 
 def reachable(backend: LocalFolder, entries: Iterable[Entry]) -> set[str]:
@@ -493,56 +533,64 @@ def reachable(backend: LocalFolder, entries: Iterable[Entry]) -> set[str]:
 
 def repair(backend: LocalFolder, *, deep: bool, threads: int) -> RepairReport:
     """Keep the checkpoints that are whole; see `Store.repair`."""
-    rebuilt = False
-    try:
-        journal = Journal(backend)
-        entries = sorted(journal.entries(), key=lambda e: e.seq)
-    except CorruptError:
-        rebuilt = True
-        entries = list(_found(backend))
-        head = Head(generation=max((e.seq for e in entries), default=0) + 1, config=_config(backend.read_head()))
-        journal = Journal(backend, instead=head)
     checker = _Checker(backend, deep, threads, None)
-    whole: list[Entry] = []
-    lost: dict[int, str] = {}
-    try:
+    with backend.writing(), contextlib.closing(checker):
+        rebuilt = False
+        known: list[Entry] = []
+        head = Head(config=_config(backend.read_head()))
+        try:
+            journal = Journal(backend)
+            head, known = journal.head, journal.readable()
+            entries = sorted(journal.entries(), key=lambda e: e.seq)
+        except CorruptError:
+            rebuilt = True
+            entries = _found(backend, checker, known)
+            generation = max([head.generation, *(e.seq for e in entries)])
+            journal = Journal(backend, instead=replace(head, generation=generation, pages=(), recent=()))
+        unreadable = dict(checker.bad)
+        whole: list[Entry] = []
+        lost: dict[int, str] = {}
         for entry in entries:
             bad = _check(checker, entry)
-            if bad:
-                lost[entry.step] = checker.bad[bad[0]]
-            else:
+            if set(bad) <= checker.newer:  # what a newer tzip has made is not damaged
                 whole.append(entry)
-    finally:
-        checker.close()
-    if rebuilt:  # of several of a step, forgotten ones among them, the newest counts
-        newest = {e.step: e for e in whole}
-        whole = [e for e in whole if newest[e.step] is e]
-        lost = {step: why for step, why in lost.items() if step not in newest}
-    if rebuilt or lost:
-        journal.commit(journal.with_entries(whole))
-    return RepairReport([e.step for e in whole], lost, rebuilt)
+            else:
+                lost[entry.step] = next(checker.bad[i] for i in bad if i not in checker.newer)
+        if rebuilt:  # of several of a step, forgotten ones among them, the newest counts
+            newest = {e.step: e for e in whole}
+            whole = [e for e in whole if newest[e.step] is e]
+            lost = {step: why for step, why in lost.items() if step not in newest}
+        if rebuilt or lost:
+            journal.commit(journal.with_entries(whole))
+    return RepairReport([e.step for e in whole], lost, rebuilt, unreadable)
 
 
-def _found(backend: LocalFolder) -> Iterator[Entry]:
-    """Yield an entry for each object that holds a manifest, by the time that it names."""
-    found = []
+def _found(backend: LocalFolder, checker: _Checker, known: list[Entry]) -> list[Entry]:
+    """Return the entries that are known, and one for each object that holds a manifest of another step, in the order in which
+    they were written. Objects that cannot be read are bad.
+    """
+    found: list[Entry] = []
+    steps = {e.step for e in known}
+
+    def look(archive_id: str) -> None:
+        archive = checker.objects(archive_id)
+        if MANIFEST not in archive.reader.index.member_names:
+            return
+        m = Manifest.read(archive.member_bytes(MANIFEST), archive.reader.source.name, archive_id)
+        if m.step in steps:
+            return
+        size = archive.reader.footer.archive_length
+        raw = m.raw if m.kind != "files" else m.objects[archive_id].raw
+        found.append(Entry(m.step, archive_id, m.time_ns, m.kind, m.writer, m.note, m.metrics, raw, size, m.seq))
+
     for archive_id in backend.object_ids():
-        held = Objects(backend)
-        try:
-            archive = held(archive_id)
-            if MANIFEST in archive.reader.index.member_names:
-                path = archive.reader.source.name
-                m = Manifest.read(archive.member_bytes(MANIFEST), path, archive_id)
-                size = archive.reader.footer.archive_length
-                raw = m.raw if m.kind != "files" else m.objects[archive_id].raw
-                found.append(Entry(m.step, archive_id, m.time_ns, m.kind, m.writer, m.note, m.metrics, raw, size))
-        except (TzipError, OSError):
-            continue  # what cannot be read holds no checkpoint that could be kept
-        finally:
-            held.close()
-    found.sort(key=lambda e: (e.time_ns, e.step, e.object))
-    for seq, entry in enumerate(found, 1):
-        yield replace(entry, seq=seq)
+        checker.attempt(archive_id, partial(look, archive_id))
+    found = sorted([*known, *found], key=lambda e: (e.seq, e.time_ns, e.step, e.object))
+    seq = 0
+    for i, entry in enumerate(found):
+        seq = max(seq + 1, entry.seq)
+        found[i] = replace(entry, seq=seq)
+    return found
 
 
 def _config(raw: bytes | None) -> dict[str, Any]:
