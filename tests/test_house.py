@@ -215,6 +215,7 @@ def readme_files(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # torch's notice of no_dist=True
 def test_python_examples_of_the_readme_run(readme_files):
     blocks = _blocks("python")
     assert blocks
