@@ -9,10 +9,11 @@ import numpy as np
 from tzip import structure
 from tzip.coders import huffman, order, planes, rans, rows, transforms, zstd
 from tzip.coders.arrays import I64, U8, U32, Words
-from tzip.coders.counting import byte_counts
+from tzip.coders.counting import Survey, byte_counts
 from tzip.coders.planes import BYTES, PLANES, WORD, Head, Split
 from tzip.coders.rans import RansTable
-from tzip.coders.record_encoder import KeyCoding, encode_record
+from tzip.coders.record_encoder import KeyCoding, encode_planned, encode_record
+from tzip.coders.record_planner import plan_record
 from tzip.coders.registry import CONSTANT, HUFFMAN, RANS, RAW, ZSTD
 from tzip.coders.scratch import recycle
 from tzip.coders.sums import sum64
@@ -29,6 +30,7 @@ from tzip.plan import (
     dense_rests,
     dense_tail,
     plan_keys,
+    rules_of,
     segments_of,
     take_survey,
 )
@@ -102,21 +104,46 @@ def encode_chunk(
         strings = [_string_block(s, level) for s in (found.side_a, found.side_b)]
         if _stored(coded) + _stored(strings) + 112 + Block.SIZE * len(coded) < raw.size:
             return _record(split, coded, raw, width, run, chunk, sum64(raw), (found, strings))
-    # The sum brings the chunk into the cache; a sample counted before it waits for memory at every step (both over 45 MB
-    # of bfloat16: 9.6 milliseconds in that order, 3.7 in this).
-    total = sum64(raw)
-    plan = None
+    plan, total = None, None
     if coding in _SPLIT_OF and not level.exhaustive and raw.size:
-        plan = _plan(raw.view(WORD[width]), group_size(raw.size // width), _SPLIT_OF[coding], level)
-        usual = _at_once(raw, plan, _SPLIT_OF[coding], level, run, chunk, total)
+        split = _SPLIT_OF[coding]
+        usual, total, found_survey = _planned(raw, split, level, run, chunk)
         if usual is not None:
             return usual
+        total = sum64(raw) if total is None else total
+        plan = _plan(raw.view(WORD[width]), group_size(raw.size // width), split, level, found_survey)
+        usual = _at_once(raw, plan, split, level, run, chunk, total)
+        if usual is not None:
+            return usual
+    # The sum brings the chunk into the cache; a sample counted before it waits for memory at every step (both over 45 MB
+    # of bfloat16: 9.6 milliseconds in that order, 3.7 in this).
+    total = sum64(raw) if total is None else total
     split, coded = _encode_elements(raw, width, coding, level, plan)
     if level.exhaustive and found is None and coding in _SPLIT_OF and row > 1:
         sorted_rows = _by_rows(raw, width, coding, level, row, first, split, coded)
         if sorted_rows is not None:
             return _record(split, sorted_rows[1], raw, width, run, chunk, total, sorted_rows[0])
     return _record(split, coded, raw, width, run, chunk, total)
+
+
+def _planned(
+    raw: U8, split: Split, level: Level, run: int, chunk: int
+) -> tuple[EncodedChunk | None, int | None, Survey | None]:
+    """Return the record of floats when all of them is as usual; or None, and their sum and survey if these were made."""
+    n = raw.size // split.width
+    size = group_size(n)
+    rules = rules_of(n, size, split.head, level) if split.head is not None else None
+    if rules is None or raw.ctypes.data % split.width:
+        return None, None, None
+    words = raw.view(WORD[split.width])
+    planned = plan_record(raw, words, split, size, rules)
+    if planned is None:
+        return None, None, None
+    head = CHUNK + bytes(8) + ChunkHead(0, run, chunk, n, split.wire_id, split.width, 0, 0, planned.total).write()
+    found = encode_planned(head, words, split, size, rules.joined, planned)
+    if found is None or found[1] * 100 > raw.size * 95:
+        return None, planned.total, planned.survey
+    return EncodedChunk(found[0].data, 1 << (RANS if rules.rans else HUFFMAN) | 1 << RAW), planned.total, planned.survey
 
 
 def _at_once(
@@ -409,11 +436,11 @@ class _Plan:
     tails: I64
 
 
-def _plan(words: Words, size: int, split: Split, level: Level) -> _Plan:
+def _plan(words: Words, size: int, split: Split, level: Level, found: Survey | None = None) -> _Plan:
     head = split.head
     assert head is not None
     groups = [words[i : i + size] for i in range(0, words.size, size)]
-    found = take_survey(words, size, head, level)
+    found = take_survey(words, size, head, level) if found is None else found
     keys = plan_keys(groups, found, head, level)
     dense = dense_rests(groups, found, head, keys[0].joined, bool(found.signs[0]), level)
     return _Plan(keys, found.signs, dense, found.tails)

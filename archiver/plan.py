@@ -17,6 +17,7 @@ from tzip.coders.huffman import HuffmanTable
 from tzip.coders.keys import Mapping, map_again, map_keys
 from tzip.coders.planes import Head, Window
 from tzip.coders.rans import RansTable
+from tzip.coders.record_planner import Rules
 from tzip.coders.registry import CONSTANT, HUFFMAN, RANS, RAW
 from tzip.coders.tables import ESCAPE_BITS
 
@@ -158,9 +159,13 @@ def looks_dense(counts: I64, bits: int, level: Level) -> bool:
     """Say whether symbols of `bits` bits with these counts are too even for an entropy coder to gain 3 % (best: 1/2 %)."""
     if np.count_nonzero(counts) < 2:
         return False
+    return cost(counts, quantize(counts).freq) * 1000 > _dense_part(level) * bits * int(counts.sum())
+
+
+def _dense_part(level: Level) -> int:
+    """Of a thousand bits, what dense symbols of a sample take at least."""
     # 4,096 samples of 256 equal symbols seem to have 0.045 bits less than 8 each, eight times as many 0.006.
-    part = 995 if level.exhaustive else 970
-    return cost(counts, quantize(counts).freq) * 1000 > part * bits * int(counts.sum())
+    return 995 if level.exhaustive else 970
 
 
 def dense_byte(words: Words, shift: int, level: Level) -> bool:
@@ -200,6 +205,18 @@ class KeyPlan:
     window: Window
     table: Table | None
     shared: bool
+
+
+def rules_of(n: int, size: int, head: Head, level: Level) -> Rules | None:
+    """Return what `record_planner` plans a chunk of n elements in groups of `size` by, None when that is not for it: it does
+    what follows here, and in encoding, but for small chunks, levels that try everything and cases that are not usual.
+    """
+    if level.exhaustive or n < _MANY or min(size, n - (n - 1) // size * size) < DENSE:
+        return None
+    candidates = joined_candidates(head, level)
+    ranges = level.codecs[0] == RANS
+    part = _dense_part(level)
+    return Rules(candidates[0], len(candidates) == 1, ranges, _every(n, level), _DENSE_EVERY, level.segment, part)
 
 
 def take_survey(words: Words, size: int, head: Head, level: Level) -> Survey:
