@@ -9,10 +9,11 @@ import numpy as np
 from tzip import structure
 from tzip.coders import huffman, order, planes, rans, rows, transforms, zstd
 from tzip.coders.arrays import I64, U8, U32, Words
-from tzip.coders.counting import byte_counts
+from tzip.coders.counting import Survey, byte_counts
 from tzip.coders.planes import BYTES, PLANES, WORD, Head, Split
 from tzip.coders.rans import RansTable
-from tzip.coders.record_encoder import KeyCoding, encode_record
+from tzip.coders.record_encoder import KeyCoding, encode_planned, encode_record
+from tzip.coders.record_planner import plan_record
 from tzip.coders.registry import CONSTANT, HUFFMAN, RANS, RAW, ZSTD
 from tzip.coders.scratch import recycle
 from tzip.coders.sums import sum64
@@ -24,10 +25,12 @@ from tzip.plan import (
     Level,
     Table,
     choose,
+    choose_together,
     dense_byte,
     dense_rests,
     dense_tail,
     plan_keys,
+    rules_of,
     segments_of,
     take_survey,
 )
@@ -35,6 +38,7 @@ from tzip.plan import (
 _SPLIT_OF = {"bf16": planes.BF16, "f16": planes.F16, "f32": planes.F32, "f64": planes.F64}
 _NO_ESCAPES: U32 = np.empty(0, np.uint32)
 _SORTED_GROUP = 1 << 18  # elements of a group of sorted rows, about: smaller ones spend on tables what they gain
+_SHORT = 4096  # bytes of a string that zstandard's slow levels take no time for
 Buffer = bytes | memoryview | U8
 
 
@@ -93,26 +97,53 @@ def encode_chunk(
             return _record(PLANES, blocks, raw, width, run, chunk, sum64(raw), (found, strings))
     elif found is not None:
         inner_coding = coding if found.kind == transforms.SPARSE else "planes"
-        shorter = replace(level, zstd=level.zstd_short) if found.inner.size * 2 <= raw.size else level
+        # In codes of a vocabulary level 3 finds what 7 does in elements of two bytes, and 5 to 7 less than it.
+        less = found.inner.size * 2 <= raw.size and found.kind != transforms.VOCABULARY
+        shorter = replace(level, zstd=level.zstd_short) if less else level
         split, coded = _encode_elements(found.inner, found.inner_width, inner_coding, shorter)
         strings = [_string_block(s, level) for s in (found.side_a, found.side_b)]
         if _stored(coded) + _stored(strings) + 112 + Block.SIZE * len(coded) < raw.size:
             return _record(split, coded, raw, width, run, chunk, sum64(raw), (found, strings))
-    # The sum brings the chunk into the cache; a sample counted before it waits for memory at every step (both over 45 MB
-    # of bfloat16: 9.6 milliseconds in that order, 3.7 in this).
-    total = sum64(raw)
-    plan = None
+    plan, total = None, None
     if coding in _SPLIT_OF and not level.exhaustive and raw.size:
-        plan = _plan(raw.view(WORD[width]), group_size(raw.size // width), _SPLIT_OF[coding], level)
-        usual = _at_once(raw, plan, _SPLIT_OF[coding], level, run, chunk, total)
+        split = _SPLIT_OF[coding]
+        usual, total, found_survey = _planned(raw, split, level, run, chunk)
         if usual is not None:
             return usual
+        total = sum64(raw) if total is None else total
+        plan = _plan(raw.view(WORD[width]), group_size(raw.size // width), split, level, found_survey)
+        usual = _at_once(raw, plan, split, level, run, chunk, total)
+        if usual is not None:
+            return usual
+    # The sum brings the chunk into the cache; a sample counted before it waits for memory at every step (both over 45 MB
+    # of bfloat16: 9.6 milliseconds in that order, 3.7 in this).
+    total = sum64(raw) if total is None else total
     split, coded = _encode_elements(raw, width, coding, level, plan)
     if level.exhaustive and found is None and coding in _SPLIT_OF and row > 1:
         sorted_rows = _by_rows(raw, width, coding, level, row, first, split, coded)
         if sorted_rows is not None:
             return _record(split, sorted_rows[1], raw, width, run, chunk, total, sorted_rows[0])
     return _record(split, coded, raw, width, run, chunk, total)
+
+
+def _planned(
+    raw: U8, split: Split, level: Level, run: int, chunk: int
+) -> tuple[EncodedChunk | None, int | None, Survey | None]:
+    """Return the record of floats when all of them is as usual; or None, and their sum and survey if these were made."""
+    n = raw.size // split.width
+    size = group_size(n)
+    rules = rules_of(n, size, split.head, level) if split.head is not None else None
+    if rules is None or raw.ctypes.data % split.width:
+        return None, None, None
+    words = raw.view(WORD[split.width])
+    planned = plan_record(raw, words, split, size, rules)
+    if planned is None:
+        return None, None, None
+    head = CHUNK + bytes(8) + ChunkHead(0, run, chunk, n, split.wire_id, split.width, 0, 0, planned.total).write()
+    found = encode_planned(head, words, split, size, rules.joined, planned)
+    if found is None or found[1] * 100 > raw.size * 95:
+        return None, planned.total, planned.survey
+    return EncodedChunk(found[0].data, 1 << (RANS if rules.rans else HUFFMAN) | 1 << RAW), planned.total, planned.survey
 
 
 def _at_once(
@@ -235,7 +266,7 @@ def _string_block(string: U8, level: Level) -> Coded:
     """Code a byte string of a transform by whatever makes it smallest."""
     if not string.size:
         return Coded(Block(0))
-    quick = replace(level, zstd=min(level.zstd, 9))
+    quick = replace(level, zstd=19 if string.size <= _SHORT else min(level.zstd, 9))
     options = [_raw_block(string), *_bytes_blocks([string], quick), _symbol_block(string, 8, level)]
     return min(options, key=lambda c: c.block.stored)
 
@@ -314,10 +345,26 @@ def _zstd_pays(raw: U8, blocks: list[Coded], level: Level) -> bool:
 
 
 def _plane_blocks(groups: list[Words], level: Level) -> list[Coded]:
-    width = groups[0].itemsize
     coded = []
-    for shift in range(8 * width - 8, -1, -8):
-        coded += [_byte_block(words, shift, level) for words in groups]
+    for shift in range(8 * groups[0].itemsize - 8, -1, -8):
+        coded += _one_plane(groups, shift, level) if len(groups) > 1 else [_byte_block(groups[0], shift, level)]
+    return coded
+
+
+def _one_plane(groups: list[Words], shift: int, level: Level) -> list[Coded]:
+    """Code one byte plane of all groups, which share a table unless one of its own saves a group more than it costs."""
+    symbols = [planes.byte_plane(words, shift) for words in groups]
+    dense = [dense_byte(words, shift, level) for words in groups]
+    counts = [np.zeros(256, np.int64) if raw else byte_counts(part, 0) for part, raw in zip(symbols, dense, strict=True)]
+    coded = []
+    choices = choose_together(counts, [part.size for part in symbols], level)
+    for part, raw, (choice, shared) in zip(symbols, dense, choices, strict=True):
+        if raw or choice.codec == RAW:
+            coded.append(Coded(Block(RAW, stored=part.size), (part,)))
+        elif choice.table is None:
+            coded.append(Coded(Block(CONSTANT, value=choice.value)))
+        else:
+            coded.append(_table_block(part, choice.table, choice.escapes, shared, level))
     return coded
 
 
@@ -337,7 +384,18 @@ def _symbol_block(symbols: U8, bits: int, level: Level) -> Coded:
     if choice.table is None:
         packed = rows.pack(symbols, bits)
         return Coded(Block(RAW, stored=packed.size), (packed,))
-    return _entropy_block(symbols, choice.table, False, level, _NO_ESCAPES)
+    return _table_block(symbols, choice.table, choice.escapes, False, level)
+
+
+def _table_block(symbols: U8, table: Table, escapes: int, shared: bool, level: Level) -> Coded:
+    """Code bytes, of which `escapes` are not in the table."""
+    if not escapes or not isinstance(table, RansTable):
+        return _entropy_block(symbols, table, shared, level, _NO_ESCAPES)
+    places = np.flatnonzero((table.freq == 0)[symbols])
+    listed = symbols[places].astype(np.uint32) << np.uint32(18) | places.astype(np.uint32)
+    symbols = symbols.copy()
+    symbols[places] = table.freq.argmax()
+    return _entropy_block(symbols, table, shared, level, listed)
 
 
 def _entropy_block(symbols: U8, table: Table, shared: bool, level: Level, escapes: U32) -> Coded:
@@ -378,11 +436,11 @@ class _Plan:
     tails: I64
 
 
-def _plan(words: Words, size: int, split: Split, level: Level) -> _Plan:
+def _plan(words: Words, size: int, split: Split, level: Level, found: Survey | None = None) -> _Plan:
     head = split.head
     assert head is not None
     groups = [words[i : i + size] for i in range(0, words.size, size)]
-    found = take_survey(words, size, head, level)
+    found = take_survey(words, size, head, level) if found is None else found
     keys = plan_keys(groups, found, head, level)
     dense = dense_rests(groups, found, head, keys[0].joined, bool(found.signs[0]), level)
     return _Plan(keys, found.signs, dense, found.tails)

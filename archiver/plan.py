@@ -17,6 +17,7 @@ from tzip.coders.huffman import HuffmanTable
 from tzip.coders.keys import Mapping, map_again, map_keys
 from tzip.coders.planes import Head, Window
 from tzip.coders.rans import RansTable
+from tzip.coders.record_planner import Rules
 from tzip.coders.registry import CONSTANT, HUFFMAN, RANS, RAW
 from tzip.coders.tables import ESCAPE_BITS
 
@@ -57,12 +58,15 @@ _WORTH = 128  # a raw plane is coded when that saves more than 1/128 of it: less
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A codec for a plane, its table (None for raw and constant) and the estimated payload in bytes."""
+    """A codec for a plane, its table (None for raw and constant) and the estimated payload in bytes. `escapes`: symbols
+    that the table lacks.
+    """
 
     codec: int
     table: Table | None
     size: int
     value: int = 0
+    escapes: int = 0
 
 
 def level_named(name: str) -> Level:
@@ -102,20 +106,66 @@ def choose(counts: I64, n: int, bits: int, level: Level) -> Choice:
     best = Choice(RAW, None, rows.packed_size(n, bits))
     limit = best.size - best.size // (128 if level.exhaustive else _WORTH)
     for codec in level.codecs:
-        table = make_table(codec, counts)
-        size = coded_size(codec, table, False, counts, n, 0, level)
+        table = make_table(codec, _frequent(counts, n) if codec == RANS else counts)
+        size, escapes = _plane_size(codec, table, False, counts, n, level)
         if size < min(limit, best.size):
-            best = Choice(codec, table, size)
+            best = Choice(codec, table, size, escapes=escapes)
     return best
+
+
+def _frequent(counts: I64, n: int) -> I64:
+    """Return counts without those of bytes that are cheaper as escapes.
+
+    A byte in the table takes a slot of 4096 of the others, n log2(e) / 4096 bits, and some bits of the table; an escape about
+    25 bits more than a byte of one slot (fp8 weights, 150,000 to 200,000 in a group: 0.04 points).
+    """
+    kept = np.where(counts * 102_400_000 > n * 1443 + 32_768_000, counts, 0)
+    return kept if np.count_nonzero(kept) > 1 else counts
+
+
+def _plane_size(codec: int, table: Table, shared: bool, counts: I64, n: int, level: Level) -> tuple[int, int]:
+    """Return what n bytes with these counts take with that table, and how many of them escape."""
+    lacking = counts[table.freq == 0].sum() if isinstance(table, RansTable) else 0
+    return coded_size(codec, table, shared, counts, n, int(lacking), level), int(lacking)
+
+
+def choose_together(counts: list[I64], sizes: list[int], level: Level) -> list[tuple[Choice, bool]]:
+    """Choose for the groups of a plane of bytes, `sizes` symbols with these counts (none: raw), and say which of them code with
+    the table of the nearest group before that has one.
+    """
+    alone = [choose(row, n, 8, level) if row.any() else Choice(RAW, None, n) for row, n in zip(counts, sizes, strict=True)]
+    codec = next((choice.codec for choice in alone if choice.table is not None), RAW)
+    like = [choice.table is not None and choice.codec == codec for choice in alone]
+    if sum(like) < 2:
+        return [(choice, False) for choice in alone]
+    pooled = np.sum([row for row, one in zip(counts, like, strict=True) if one], axis=0)
+    common = make_table(codec, _frequent(pooled, int(pooled.sum())) if codec == RANS else pooled)
+    found: list[tuple[Choice, bool]] = []
+    current: Table | None = None
+    for choice, row, n, one in zip(alone, counts, sizes, like, strict=True):
+        if one:
+            size, escapes = _plane_size(codec, common, current is common, row, n, level)
+            # The next group will want the common table again.
+            if choice.size + common.size // 2 >= size:
+                found.append((Choice(codec, common, size, escapes=escapes), current is common))
+                current = common
+                continue
+        found.append((choice, False))
+        current = choice.table if choice.table is not None else current
+    return found
 
 
 def looks_dense(counts: I64, bits: int, level: Level) -> bool:
     """Say whether symbols of `bits` bits with these counts are too even for an entropy coder to gain 3 % (best: 1/2 %)."""
     if np.count_nonzero(counts) < 2:
         return False
+    return cost(counts, quantize(counts).freq) * 1000 > _dense_part(level) * bits * int(counts.sum())
+
+
+def _dense_part(level: Level) -> int:
+    """Of a thousand bits, what dense symbols of a sample take at least."""
     # 4,096 samples of 256 equal symbols seem to have 0.045 bits less than 8 each, eight times as many 0.006.
-    part = 995 if level.exhaustive else 970
-    return cost(counts, quantize(counts).freq) * 1000 > part * bits * int(counts.sum())
+    return 995 if level.exhaustive else 970
 
 
 def dense_byte(words: Words, shift: int, level: Level) -> bool:
@@ -155,6 +205,18 @@ class KeyPlan:
     window: Window
     table: Table | None
     shared: bool
+
+
+def rules_of(n: int, size: int, head: Head, level: Level) -> Rules | None:
+    """Return what `record_planner` plans a chunk of n elements in groups of `size` by, None when that is not for it: it does
+    what follows here, and in encoding, but for small chunks, levels that try everything and cases that are not usual.
+    """
+    if level.exhaustive or n < _MANY or min(size, n - (n - 1) // size * size) < DENSE:
+        return None
+    candidates = joined_candidates(head, level)
+    ranges = level.codecs[0] == RANS
+    part = _dense_part(level)
+    return Rules(candidates[0], len(candidates) == 1, ranges, _every(n, level), _DENSE_EVERY, level.segment, part)
 
 
 def take_survey(words: Words, size: int, head: Head, level: Level) -> Survey:

@@ -47,6 +47,7 @@ _STRUCTURES = {
     "rows": "rows of similar scale put together",
     "delta": "differences from the base",
     "records": "blocks of quantised weights, each with its scale",
+    "vocabulary": "token ids: integers of which few are frequent",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tzip.coders import grid, transforms
+from tzip.coders import grid, transforms, vocabulary
 from tzip.coders.arrays import U8, Words
 from tzip.coders.fitting import cost, quantize
 from tzip.coders.planes import SPLITS, WORD
@@ -20,6 +20,7 @@ _HEADER, _ENTRY, _TABLE = 64 * 8, 16 * 8, 132 * 8  # bits: transform header, blo
 _SAMPLE_RUNS, _SAMPLE_RUN = 64, 256
 _CONTAINERS = {"bf16": grid.BF16, "f16": grid.F16, "f32": grid.F32_ELEMENTS}
 _FLOATS = {s.name: s for s in SPLITS.values() if s.head is not None}
+_FREQUENT = 128  # values; a vocabulary has codes of one byte for these or more
 _GROUP_SIZES = (128, 64, 32)  # blocks that quantisers use along flattened elements
 
 Candidate = tuple[int, Transformed]
@@ -86,6 +87,7 @@ def _integers(raw: U8, words: Words, width: int, seen: Look, row: int, first: in
             candidates.append((size + _HEADER, transforms.difference(raw, width)))
         if _short(signed, width) or _short(small, width):
             shorter = _shorter(raw, width)
+        candidates += _vocabulary(raw, words, width, small, signed)
     if not candidates and shorter is None:
         return None
     plain = plain or _plain(runs(words, _SAMPLE_RUNS, _SAMPLE_RUN).reshape(-1), "planes", words.size)
@@ -185,6 +187,23 @@ def _shorter(raw: U8, width: int) -> Candidate | None:
         return None
     sample = runs(made.inner.view(WORD[made.inner_width]), _SAMPLE_RUNS, _SAMPLE_RUN).reshape(-1)
     return _plain(sample, "planes", raw.size // width) + _HEADER, made
+
+
+def _vocabulary(raw: U8, words: Words, width: int, small: Any, signed: Any) -> list[Candidate]:
+    """Codes of one to three bytes, when half of the elements or more could have one of one byte."""
+    span = min(int(s.max()) - int(s.min()) for s in (small, signed))
+    if not 256 <= span < vocabulary.MOST_RANGE:
+        return []
+    sample = runs(words, _SAMPLE_RUNS, _SAMPLE_RUN).reshape(-1)
+    _, counts = np.unique(sample, return_counts=True)
+    if 2 * int(np.sort(counts)[-_FREQUENT:].sum()) < sample.size:
+        return []
+    made = transforms.codes(raw, width)
+    if made is None:
+        return []
+    others = int(np.unpackbits(made.side_b).sum())
+    side = made.side_a.size * 4 + entropy(np.array([others, 8 * made.side_b.size - others]))
+    return [(_symbols(counts_of(made.inner, 0, 8), made.inner.size) + side + _HEADER, made)]
 
 
 def _smooth(sample: Any) -> bool:

@@ -38,7 +38,7 @@ def survey(words: Words, size: int, head: Head, joined: int, every: int, sample:
     rests = np.zeros(256, np.int64)
     tails = np.empty((planes, groups, 256), np.int64)
     counts = borrow("counts", 4 * max(256, keys.shape[1]), np.uint32)
-    _survey(words, size, head.mantissa - joined, every, sample, counts, signs, keys, rests, tails)
+    survey_groups(words, size, head.mantissa - joined, every, sample, counts, signs, keys, rests, tails)
     return Survey(signs.tolist(), keys, rests, tails if sample else tails[:0])
 
 
@@ -172,7 +172,7 @@ def _same(words: Words, shift: int, mask: int) -> int:
 
 @kernel
 @no_type_check
-def _survey(
+def survey_groups(
     words: Words, size: int, low: int, every: int, sample: int, counts: U32, signs: I64, keys: I64, rests: I64, tails: I64
 ) -> None:
     """Needs: signs, keys and tails for all groups; rests (256,), zero; counts for four tables of keys, and of bytes."""

@@ -37,7 +37,7 @@ def quantize(counts: I64) -> RansTable:
     if counts.size != 256:
         raise ValueError(f"{counts.size} counts of bytes")
     freq = np.zeros(256, np.int64)
-    _quantize(counts, log2_table(), freq)
+    fit(counts, log2_table(), freq)
     return RansTable(freq)
 
 
@@ -45,12 +45,12 @@ def cost(counts: I64, freq: I64) -> int:
     """Return the bits (rounded up) that bytes with these counts take under `freq`; absent bytes cost nothing here."""
     if counts.size != 256 or freq.size != 256:
         raise ValueError(f"{counts.size} counts of bytes")
-    return int(_cost(counts, freq, log2_table())) + 65535 >> 16
+    return int(cost_of(counts, freq, log2_table())) + 65535 >> 16
 
 
 @quick_kernel
 @no_type_check
-def _quantize(counts: I64, log2: I64, freq: I64) -> None:
+def fit(counts: I64, log2: I64, freq: I64) -> None:
     """Needs: counts (256,), >= 0 with two or more not 0, their sum below 2**50; freq zero."""
     total = 0
     for s in range(256):
@@ -81,7 +81,7 @@ def _quantize(counts: I64, log2: I64, freq: I64) -> None:
 
 @quick_kernel
 @no_type_check
-def _cost(counts: I64, freq: I64, log2: I64) -> int:
+def cost_of(counts: I64, freq: I64, log2: I64) -> int:
     """Return the cost in 1/65536 bits. Needs: counts and freq (256,), freq <= 4096."""
     total = 0
     for s in range(256):

@@ -34,7 +34,7 @@ def map_keys(counts: I64, *, limit: int = WINDOW, holes: bool = False) -> Mappin
     wide = counts.size > 256
     found = np.empty(3, np.int64)
     byte_counts = np.zeros(256, np.int64)
-    escapes = _map(counts, limit if wide else counts.size, wide, holes, found, byte_counts)
+    escapes = choose_window(counts, limit if wide else counts.size, wide, holes, found, byte_counts)
     low, high, zero = found.tolist()
     window = Window(low - 1 if wide else 0, low, high, bool(zero), 0)
     return _settle(window, byte_counts, int(escapes))
@@ -43,7 +43,7 @@ def map_keys(counts: I64, *, limit: int = WINDOW, holes: bool = False) -> Mappin
 def map_again(window: Window, counts: I64) -> Mapping:
     """Return how keys with these counts fare under a window that was chosen for others."""
     byte_counts = np.zeros(256, np.int64)
-    escapes = _map_again(counts, window.low, window.high, window.base, window.zero, byte_counts)
+    escapes = count_in_window(counts, window.low, window.high, window.base, window.zero, byte_counts)
     byte_counts[window.instead] += escapes
     return Mapping(window, byte_counts, int(escapes))
 
@@ -58,7 +58,7 @@ def _settle(window: Window, byte_counts: I64, escapes: int) -> Mapping:
 
 @quick_kernel
 @no_type_check
-def _map(counts: I64, limit: int, wide: bool, holes: bool, found: I64, byte_counts: I64) -> int:
+def choose_window(counts: I64, limit: int, wide: bool, holes: bool, found: I64, byte_counts: I64) -> int:
     """Put low, high and whether key 0 has a byte into `found`; return the number of escapes.
 
     Needs: limit < 256; byte_counts (256,), zero; 256 counts or fewer unless `wide`.
@@ -111,7 +111,7 @@ def _map(counts: I64, limit: int, wide: bool, holes: bool, found: I64, byte_coun
 
 @quick_kernel
 @no_type_check
-def _map_again(counts: I64, low: int, high: int, base: int, zero: bool, byte_counts: I64) -> int:
+def count_in_window(counts: I64, low: int, high: int, base: int, zero: bool, byte_counts: I64) -> int:
     """Return the number of escapes. Needs: high < counts.size; high - base < 256; byte_counts (256,), zero."""
     escapes = np.int64(0)
     for k in range(counts.size):

@@ -21,7 +21,7 @@ from tzip.coders.errors import CorruptError, TruncatedError
 from tzip.coders.jit import AVX2, AVX512, kernel, quick_kernel, tier
 from tzip.coders.planes import join
 from tzip.coders.scratch import borrow, recycle
-from tzip.coders.tables import segment_size, write_range
+from tzip.coders.tables import segment_size
 
 LANES = 32
 PROB_BITS = 12
@@ -42,28 +42,15 @@ class RansTable:
     @cached_property
     def stored(self) -> bytes:
         """The table as the format stores it, of even length, in the shortest of its three forms."""
-        lo, hi, entries = write_range(self.freq)
-        _, _, dense, sparse, short = self._facts
-        if short < min(dense, sparse):
-            packed_bits = np.zeros(short, np.uint8)
-            _write_short(self.freq, hi, packed_bits)
-            packed_bits[:2] = hi
-            return packed_bits.tobytes()
-        head = bytes((lo, hi))
-        if sparse < dense:
-            head = bytes((hi, lo)) + np.packbits(entries > 0, bitorder="little").tobytes()
-            entries = entries[entries > 0]
-        pairs = np.append(entries, 0) if entries.size % 2 else entries
-        three = pairs[::2] | (pairs[1::2] << PROB_BITS)
-        packed = np.stack((three & 255, (three >> 8) & 255, three >> 16), axis=1).astype(np.uint8).tobytes()
-        body = head + packed[: (12 * entries.size + 7) // 8]
-        return body + bytes(len(body) % 2)
+        table = np.zeros(self.size, np.uint8)
+        write_table(self.freq, np.array(self._facts), table)
+        return table.tobytes()
 
     @cached_property
     def _facts(self) -> list[int]:
         """The smallest and the largest byte with a frequency, and the bytes of the three forms: dense, sparse, short."""
         facts = np.empty(5, np.int64)
-        _measure(self.freq, facts)
+        measure_table(self.freq, facts)
         found: list[int] = facts.tolist()
         return found
 
@@ -128,7 +115,7 @@ class RansTable:
 
     def _encoders(self, count: int) -> U8:
         encoders = np.zeros(4 * count + 1, np.uint8)
-        _fill_encoders(self.freq, self.order, self.lowest, encoders)
+        fill_encoders(self.freq, self.order, self.lowest, encoders)
         return encoders
 
     @property
@@ -376,7 +363,7 @@ def _read_entries(payload: U8, start: int, lo: int, hi: int, listed: bool, freq:
 
 @quick_kernel
 @no_type_check
-def _measure(freq: I64, facts: I64) -> None:
+def measure_table(freq: I64, facts: I64) -> None:
     """Needs: freq (256,) with one or more not 0, up to 4096; facts (5,)."""
     lo = 256
     hi = 0
@@ -421,6 +408,35 @@ def sort_bytes(freq: I64, order: I64) -> int:
             order[i] = byte
             count += 1
     return count
+
+
+@quick_kernel
+@no_type_check
+def write_table(freq: I64, facts: I64, table: U8) -> int:
+    """Write a table in the shortest of its three forms; return its bytes. Needs: facts of `measure_table`; room, zero."""
+    lo = facts[0]
+    hi = facts[1]
+    if facts[4] < min(facts[2], facts[3]):
+        _write_short(freq, hi, table)
+        table[0] = np.uint8(hi)
+        table[1] = np.uint8(hi)
+        return facts[4]
+    sparse = facts[3] < facts[2]
+    at = 16
+    if sparse:
+        for byte in range(lo, hi + 1):
+            if freq[byte] > 0:
+                table[2 + ((byte - lo) >> 3)] |= np.uint8(1 << ((byte - lo) & 7))
+        at = 16 + (hi - lo + 8) // 8 * 8
+    table[0] = np.uint8(hi if sparse else lo)
+    table[1] = np.uint8(lo if sparse else hi)
+    for byte in range(lo, hi + 1):
+        if freq[byte] > 0 or not sparse:
+            v = freq[byte] << (at & 7)
+            table[at >> 3] |= np.uint8(v & 255)
+            table[(at >> 3) + 1] |= np.uint8(v >> 8)
+            at += 12
+    return facts[3] if sparse else facts[2]
 
 
 @quick_kernel
@@ -524,7 +540,7 @@ def fill_vectors(freq: I64, order: I64, vectors: U8) -> int:
 
 @quick_kernel
 @no_type_check
-def _fill_encoders(freq: I64, order: I64, lo: int, encoders: U8) -> None:
+def fill_encoders(freq: I64, order: I64, lo: int, encoders: U8) -> None:
     """Needs: encoders (4 K + 1,), zero; K > byte - lo for all bytes in `order`."""
     count = encoders.size // 4
     start = 0

@@ -23,10 +23,10 @@ from tzip.coders.rans import LANES, NARROW, RansTable
 from tzip.coders.rans_avx2 import encode as encode_ymm
 from tzip.coders.rans_avx512 import encode_narrow, encode_wide
 from tzip.coders.rans_portable import encode as encode_scalar
+from tzip.coders.record_planner import CODES, NARROW_KEYS, PAIRS, SCALAR, WIDE_KEYS, YMM, Planned
 from tzip.coders.scratch import recycle
 from tzip.coders.sums import KEYS, STRIPE, sum_of
 
-_NARROW, _WIDE, _YMM, _SCALAR, _PAIRS, _CODES = range(6)  # what encodes the keys: four kernels of rANS, two of Huffman
 _GROUP = 1 << 18
 _SEGMENTS = 16
 _CELL = 256  # elements, the most that a cell of rests has
@@ -61,6 +61,7 @@ class _Room(threading.local):
 
 _room = _Room()
 _NOTHING: U8 = np.zeros(0, np.uint8)
+_NO_LENGTHS: I64 = np.zeros((1, 1), np.int64)
 
 
 def encode_record(
@@ -80,7 +81,6 @@ def encode_record(
     most = max(key.segments for key in keys)
     if kind is None or not 4 <= bits <= 8 or len(keys) > 4 or most > _SEGMENTS:
         return None
-    entries = len(head) + 16 * len(keys) * split.width
     numbered: list[RansTable | HuffmanTable] = []
     plan = np.zeros((len(keys), 8), np.int64)
     windows = np.empty((len(keys), 8), np.uint16)
@@ -96,17 +96,40 @@ def encode_record(
         add = (window.low - window.base) & 0xFFFF
         span = window.high - window.low
         windows[i] = fields.mantissa - joined, mask, window.low, span, add, window.instead, null, window.zero
-    room = entries + words.nbytes * 9 // 8 + 65536
+    look_up, lengths = _look_up(kind, numbered), _lengths(kind, numbered)
+    tables_ = np.frombuffer(bytearray(stored), np.uint8) if stored else _NOTHING
+    return _encode(head, words, split, size, joined, signs, kind, plan, windows, look_up, lengths, tables_)
+
+
+def encode_planned(
+    head: bytes, words: Words, split: Split, size: int, joined: int, planned: Planned
+) -> tuple[U8, int] | None:
+    """Do what `encode_record` does, as it was planned; None also for what one kernel cannot code."""
+    fields, signs = split.head, planned.survey.signs[0]
+    if fields is None or planned.kind is None or not 4 <= fields.mantissa - joined + (signs == 0) <= 8:
+        return None
+    kind, lengths = planned.kind, planned.lengths if planned.kind == CODES else _NO_LENGTHS
+    rows = (planned.plan, planned.windows, planned.look_up, lengths, planned.stored)
+    return _encode(head, words, split, size, joined, signs, kind, *rows)
+
+
+def _encode(
+    head: bytes, words: Words, split: Split, size: int, joined: int, signs: int, kind: int, plan: I64, windows: U16,
+    look_up: Words, lengths: I64, stored: U8,
+) -> tuple[U8, int] | None:  # fmt: skip
+    fields = split.head
+    assert fields is not None
+    words = words.view()
+    words.flags.writeable = False  # kernels are compiled for the one or the other
+    room = len(head) + 16 * len(plan) * split.width + words.nbytes * 9 // 8 + 65536
     record = recycle(room)
     record[: len(head)] = np.frombuffer(head, np.uint8)
     r = _room
-    function = _kernel(kind, split.width, bits)
+    function = _kernel(kind, split.width, fields.mantissa - joined + (signs == 0))
     arguments = (
-        words, np.zeros(_CELL, words.dtype), size, joined, signs, plan, windows,
-        _look_up(kind, numbered), _lengths(kind, numbered),
-        rans_avx2.gatherings() if kind == _YMM else _NOTHING, np.frombuffer(stored, np.uint8) if stored else _NOTHING,
-        len(head), r.coded, r.packed, r.stream, r.words, r.states, r.lanes, r.integers, r.places, r.escapes, r.lengths,
-        r.stripe, KEYS, record,
+        words, np.zeros(_CELL, words.dtype), size, joined, signs, plan, windows, look_up, lengths,
+        rans_avx2.gatherings() if kind == YMM else _NOTHING, stored, len(head), r.coded, r.packed, r.stream, r.words,
+        r.states, r.lanes, r.integers, r.places, r.escapes, r.lengths, r.stripe, KEYS, record,
     )  # fmt: skip
     if not ready(function, arguments, words.nbytes):
         return None
@@ -116,23 +139,23 @@ def encode_record(
 
 def _kind(tables: Sequence[RansTable | HuffmanTable]) -> int | None:
     if all(isinstance(table, HuffmanTable) for table in tables):
-        return _PAIRS if all(table.pairs.size for table in tables if isinstance(table, HuffmanTable)) else _CODES
+        return PAIRS if all(table.pairs.size for table in tables if isinstance(table, HuffmanTable)) else CODES
     if not all(isinstance(table, RansTable) for table in tables):
         return None
     level = tier()
     if level != AVX512:
-        return _YMM if level == AVX2 else _SCALAR
-    return _NARROW if all(table.highest - table.lowest < NARROW for table in tables) else _WIDE
+        return YMM if level == AVX2 else SCALAR
+    return NARROW_KEYS if all(table.highest - table.lowest < NARROW for table in tables) else WIDE_KEYS
 
 
 def _look_up(kind: int, tables: Sequence[Any]) -> Any:
     """Return what the kernel of that kind looks the bytes up in, one row a table."""
-    names = {_NARROW: "encoders", _WIDE: "wide_encoders", _YMM: "divisors", _SCALAR: "wide_divisors", _PAIRS: "pairs"}
+    names = {NARROW_KEYS: "encoders", WIDE_KEYS: "wide_encoders", YMM: "divisors", SCALAR: "wide_divisors", PAIRS: "pairs"}
     return np.stack([getattr(table, names.get(kind, "codes")) for table in tables])
 
 
 def _lengths(kind: int, tables: Sequence[Any]) -> I64:
-    return np.stack([table.lengths for table in tables]) if kind == _CODES else np.zeros((1, 1), np.int64)
+    return np.stack([table.lengths for table in tables]) if kind == CODES else _NO_LENGTHS
 
 
 @intrinsic

@@ -5,7 +5,7 @@ from typing import no_type_check
 
 import numpy as np
 
-from tzip.coders.arrays import I64, U8, U16, U32
+from tzip.coders.arrays import U8, U16, U32
 from tzip.coders.errors import CorruptError
 from tzip.coders.jit import quick_kernel
 
@@ -28,13 +28,6 @@ class Alphabet:
                 raise CorruptError(f"table: byte {highest} or base {self.base} in a plane of {self.width} bits")
         elif highest > WINDOW or self.base + highest >= 1 << self.width:
             raise CorruptError(f"table: byte {highest} over base {self.base} in a plane of {self.width} bits")
-
-
-def write_range(entries: I64) -> tuple[int, int, I64]:
-    """Return lo, hi and the entries lo … hi of a table over 256 bytes."""
-    used = np.flatnonzero(entries)
-    lo, hi = int(used[0]), int(used[-1])
-    return lo, hi, entries[lo : hi + 1]
 
 
 def read_escapes(payload: U8, n: int, width: int) -> tuple[U32, U16]:

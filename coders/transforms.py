@@ -10,7 +10,7 @@ from typing import Any, Protocol, no_type_check
 
 import numpy as np
 
-from tzip.coders import delta, order, records
+from tzip.coders import delta, order, records, vocabulary
 from tzip.coders import grid as grids
 from tzip.coders.arrays import I64, U8, U64, Words
 from tzip.coders.errors import CorruptError, UnsupportedError
@@ -18,6 +18,7 @@ from tzip.coders.jit import kernel
 from tzip.coders.planes import SMALL, WORD
 
 PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS = range(1, 9)
+VOCABULARY = 12
 TRANSFORMS: dict[int, str] = {
     PALETTE: "palette",
     GRID: "grid",
@@ -27,9 +28,11 @@ TRANSFORMS: dict[int, str] = {
     ROWS: "rows",
     DELTA: "delta",
     RECORDS: "records",
+    VOCABULARY: "vocabulary",
 }
 CLASSED = (DELTA, RECORDS)  # inner elements lie class by class, and the sizes of these follow the header
 MAX_ELEMENTS = 1 << 20
+MAX_INNER = 1 << 22  # of a vocabulary; others have as many as there are elements
 MAX_GROUPS = 32
 MAX_STRING = grids.MAX_STRING
 _SLOTS = 1024  # of the hash table for at most 256 values
@@ -86,7 +89,7 @@ def check(kind: int, n: int, width: int, head: TransformHeader) -> None:
     """
     if kind not in TRANSFORMS:
         raise UnsupportedError(f"transform {kind} is not known to this tzip; upgrade it")
-    if not 1 <= n <= MAX_ELEMENTS or width not in WORD or not 0 <= head.inner <= MAX_ELEMENTS:
+    if not 1 <= n <= MAX_ELEMENTS or width not in WORD or not 0 <= head.inner <= MAX_INNER:
         raise CorruptError(f"{TRANSFORMS[kind]}: {n} elements of {width} bytes, {head.inner} inner ones")
     if not (0 <= head.size_a <= MAX_STRING and 0 <= head.size_b <= MAX_STRING):
         raise CorruptError(f"{TRANSFORMS[kind]}: strings of {head.size_a} and {head.size_b} bytes")
@@ -127,7 +130,7 @@ def _sparse_holds(n: int, width: int, head: TransformHeader) -> bool:
 def _difference_holds(n: int, width: int, head: TransformHeader) -> bool:
     if head.inner_width != width or head.inner != n or not 1 <= head.b <= MAX_ELEMENTS:
         return False
-    return head.v >> 8 * width == 0 and _unnamed(head, "b", "v")
+    return head.v >> 8 * width == 0 and _unnamed(head, "b", "c", "v")
 
 
 def _rows_hold(n: int, width: int, head: TransformHeader) -> bool:
@@ -162,6 +165,14 @@ def _records_hold(n: int, width: int, head: TransformHeader) -> bool:
     return _unnamed(head, "size_a", "size_b", "b", "c")
 
 
+def _vocabulary_holds(n: int, width: int, head: TransformHeader) -> bool:
+    if head.inner_width != 1 or not n <= head.inner <= min(3, width) * n:
+        return False
+    if head.size_a % 4 or head.size_a // 4 + head.b > 256:
+        return False
+    return head.v >> 8 * width == 0 and _unnamed(head, "size_a", "size_b", "b", "v")
+
+
 _HOLDS = {
     PALETTE: _palette_holds,
     GRID: _grid_holds,
@@ -171,6 +182,7 @@ _HOLDS = {
     ROWS: _rows_hold,
     DELTA: _delta_holds,
     RECORDS: _records_hold,
+    VOCABULARY: _vocabulary_holds,
 }
 
 
@@ -197,12 +209,14 @@ def invert(kind: int, inner: U8, side_a: U8, side_b: U8, head: TransformHeader, 
     elif kind == SPARSE:
         _invert_sparse(symbols, side_a, head.v, words)
     elif kind == DIFFERENCE:
+        end = 1 << 8 * width
+        start = words.dtype.type((head.v - head.b * head.c) % end)  # of the ramp before the first element
         if head.b == 1 and words.size <= SMALL:
-            words[:] = np.cumsum(symbols, dtype=words.dtype) + words.dtype.type(head.v)
+            words[:] = np.cumsum(symbols, dtype=words.dtype) + start
         elif head.b == 1:
-            _sum(symbols, words.dtype.type(head.v), words)
+            _sum(symbols, start, words)
         else:
-            _sum_far(symbols, words.dtype.type(head.v), head.b, words)
+            _sum_far(symbols, start, words.dtype.type(head.c % end), head.b, words)
     elif kind == DELTA:
         raise CorruptError("delta: a difference from nothing")
     elif kind == RECORDS:
@@ -211,6 +225,9 @@ def invert(kind: int, inner: U8, side_a: U8, side_b: U8, head: TransformHeader, 
         records.put_together(inner, side_a, target[head.c : end])
     elif kind == ROWS:
         order.scatter(symbols, head.c, head.b, side_a, words)
+    elif kind == VOCABULARY:
+        if not vocabulary.decode(inner, side_a.view("<u4"), side_b, head.b, head.v, words):
+            raise CorruptError("vocabulary: the inner elements are not the codes of so many elements")
     else:
         np.add(symbols, words.dtype.type(head.v), out=words, dtype=words.dtype, casting="unsafe")
     if target is not out:
@@ -339,7 +356,7 @@ def _invert_palette(inner: U8, values: U8, bits: int, width: int, out: U8) -> No
         if not good:
             raise CorruptError(f"palette: an index is not below {k}")
     table = np.zeros((1 << bits, width), np.uint8)
-    table[:k] = values.reshape(k, width)
+    table[:k] = values.reshape(width, k)[::-1].T
     rows = np.ascontiguousarray(table[indices]).reshape(-1)  # 256 rows of each * width bytes
     step = min(each * width, 8)
     _rows(inner[:whole], rows.view(WORD[step]), out[: whole * each * width].view(WORD[step]))
@@ -390,9 +407,16 @@ def indexed(raw: U8, width: int, most: int = 256) -> tuple[U8, Words] | None:
 
 
 def packed(indices: U8, values: Words, width: int) -> Transformed:
-    """Return the palette of indices, shape (n,), below the number of values, 1 to 256."""
+    """Return the palette of indices, shape (n,), below the number of values, 1 to 256, which differ.
+
+    The values ascend, byte by byte: then those of fp8 times a scale take 100 bytes, as they came 350.
+    """
     bits = index_bits(values.size)
-    return Transformed(PALETTE, pack(indices, bits), 1, a=bits, side_a=values.view(np.uint8))
+    order_ = np.argsort(values)
+    places = np.empty(256, np.uint8)
+    places[order_] = np.arange(values.size)
+    side = np.ascontiguousarray(values[order_].view(np.uint8).reshape(-1, width)[:, ::-1].T).reshape(-1)
+    return Transformed(PALETTE, pack(places[indices], bits), 1, a=bits, side_a=side)
 
 
 def index_bits(values: int) -> int:
@@ -443,17 +467,25 @@ def sparse(raw: U8, width: int, fill: int) -> Transformed:
 
 
 def difference(raw: U8, width: int, distance: int = 1) -> Transformed:
-    """Return each element as the difference from the one `distance` before; at distance 1 the first one has the second's."""
+    """Return each element as the difference from the one `distance` before.
+
+    At distance 1 the first one has the second's; else the first ones, when they are a ramp, that of the one behind them.
+    """
     words = _words(raw, width)
     inner = np.empty_like(words)
     np.subtract(words[distance:], words[:-distance], out=inner[distance:])
-    start = 0
+    start = step = 0
     if distance == 1:
         inner[0] = inner[1] if words.size > 1 else 0
-        start = int(words[0]) - int(inner[0]) & (1 << 8 * width) - 1
+        start = int(words[0]) - int(inner[0])
     else:
         inner[:distance] = words[:distance]
-    return Transformed(DIFFERENCE, inner.view(np.uint8), width, b=distance, v=start)
+        slope = np.diff(words[:distance])
+        if words.size > distance and int(slope[0]) < 1 << 32 and (slope == slope[0]).all():
+            step = int(slope[0])
+            inner[:distance] = inner[distance]
+            start = int(words[0]) + distance * step - int(inner[distance])
+    return Transformed(DIFFERENCE, inner.view(np.uint8), width, b=distance, c=step, v=start & (1 << 8 * width) - 1)
 
 
 def rows(raw: U8, width: int, row: int, first: int, classes: U8, groups: int) -> Transformed:
@@ -475,6 +507,23 @@ def fields(raw: U8, plan: U8, first: int) -> tuple[Transformed, list[U8]]:
     loose = np.concatenate((raw[:first], raw[end:]))
     made = Transformed(RECORDS, inner, 1, b=plan.size, c=first, side_a=plan, side_b=loose, sizes=sizes_)
     return made, records.take_apart(inner, plan)
+
+
+def codes(raw: U8, width: int) -> Transformed | None:
+    """Return integers of a vocabulary as codes; None when they are too far apart, or when that is not shorter."""
+    words = _words(raw, width)
+    signed = words.view(f"<i{width}")
+    least, greatest = int(signed.min()), int(signed.max())
+    if least < 0 and int(words.max()) - int(words.min()) < greatest - least:
+        least, greatest = int(words.min()), int(words.max())
+    if greatest - least >= vocabulary.MOST_RANGE:
+        return None
+    start = least & (1 << 8 * width) - 1
+    made = vocabulary.encode(words, start, greatest - least + 1)
+    if made.inner.size > raw.size:
+        return None
+    side = made.frequent.view(np.uint8)
+    return Transformed(VOCABULARY, made.inner, 1, b=made.pairs, v=start, side_a=side, side_b=made.others)
 
 
 def offset(raw: U8, width: int, signed: bool) -> Transformed | None:
@@ -576,10 +625,12 @@ def _compress(words: Words, fill: Any, inner: Words) -> int:
 
 @kernel
 @no_type_check
-def _sum_far(inner: Words, first: Any, distance: int, out: Words) -> int:
+def _sum_far(inner: Words, first: Any, step: Any, distance: int, out: Words) -> int:
     """Needs: out.size == inner.size; distance >= 1."""
+    before = first
     for i in range(min(distance, out.size)):
-        out[i] = inner[i] + first
+        out[i] = inner[i] + before
+        before += step
     for i in range(distance, out.size):
         out[i] = inner[i] + out[i - distance]
     return 0

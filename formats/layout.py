@@ -260,7 +260,7 @@ class TransformHead:
     def read(cls, data: bytes | memoryview) -> Self:
         """Parse 32 bytes; raises CorruptError for what no transform has."""
         inner, width, a, reserved, size_a, size_b, b, c, v = cls.FORM.unpack(data)
-        if reserved or width not in (1, 2, 4, 8) or inner > CHUNK_ELEMENTS or max(size_a, size_b) > GROUP_ELEMENTS:
+        if reserved or width not in (1, 2, 4, 8) or inner > 4 * CHUNK_ELEMENTS or max(size_a, size_b) > GROUP_ELEMENTS:
             raise CorruptError("the header of a transform is out of range")
         return cls(inner, width, a, size_a, size_b, b, c, v)
 

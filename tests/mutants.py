@@ -53,6 +53,21 @@ MUTANTS = [
         (_DELTAS,),
     ),
     Mutant("records: fields", "coders/transforms.py", "if int(side_a.max()) >= records.FIELDS:", "if False:", (_FIELD,)),
+    Mutant("vocabulary: no such value", "coders/vocabulary.py", "bad |= np.int64(at >= most)", "bad |= 0", (_DELTAS,)),
+    Mutant(
+        "vocabulary: what is left",
+        "coders/vocabulary.py",
+        "return 1 if p == m and bad == 0 else 0",
+        "return 1 if bad == 0 else 0",
+        (_DELTAS,),
+    ),
+    Mutant(
+        "vocabulary: first bytes",
+        "coders/transforms.py",
+        "if head.size_a % 4 or head.size_a // 4 + head.b > 256:",
+        "if head.size_a % 4:",
+        ("test_transforms.py::test_forged_headers_are_refused",),
+    ),
     Mutant(
         "containers: regions apart",
         "formats/containers.py",

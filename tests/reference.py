@@ -26,6 +26,7 @@ HEADER_MAGIC = bytes.fromhex("89545A49500D0A1A")
 FOOTER_MAGIC = HEADER_MAGIC[::-1]
 RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
 PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS = range(1, 9)
+VOCABULARY = 12
 FILE, FOLDER, LINK, BARE = range(4)
 INLINE, FROM_RUN = range(2)
 SAME_PLACE = 0
@@ -592,11 +593,12 @@ _NAMED = {
     PALETTE: ("a", "size_a"),
     GRID: ("a", "b", "c", "size_a", "size_b"),
     SPARSE: ("v", "size_a"),
-    DIFFERENCE: ("b", "v"),
+    DIFFERENCE: ("b", "c", "v"),
     OFFSET: ("v",),
     ROWS: ("a", "b", "c", "size_a"),
     DELTA: ("a", "b", "c", "size_a"),
     RECORDS: ("b", "c", "size_a", "size_b"),
+    VOCABULARY: ("b", "v", "size_a", "size_b"),
 }
 CLASSES = 8
 _INTEGERS = {1: "B", 2: "H", 4: "I", 8: "Q"}
@@ -628,14 +630,15 @@ def read_transform(record: bytes, head: ChunkHead) -> tuple[Transform, list[Bloc
 
 def _check_transform(head: ChunkHead, header: Transform) -> None:
     kind, n, width = head.transform, head.elements, head.width
-    require(header.m <= CHUNK, "number of inner elements")
+    require(header.m <= (4 * CHUNK if kind == VOCABULARY else CHUNK), "number of inner elements")
     require(header.inner_width in (1, 2, 4, 8), "width of an inner element")
     require(header.reserved == 0, "reserved field of a transform header")
     require(header.size_a <= GROUP and header.size_b <= GROUP, "bytes of a transform's block")
     for name in ("a", "b", "c", "v", "size_a", "size_b"):
         require(name in _NAMED[kind] or getattr(header, name) == 0, f"{name} where the transform has none")
     require(header.v < 2 ** (8 * width), "the transform's value exceeds an element")
-    require(header.m <= n and header.m * header.inner_width <= n * width, "the inner elements exceed the chunk")
+    require(header.m <= n or kind == VOCABULARY, "more inner elements than elements")
+    require(header.m * header.inner_width <= n * width, "the inner elements exceed the chunk")
 
     if kind == PALETTE:
         require(header.a in (1, 2, 4, 8), "bits of a palette's index")
@@ -666,6 +669,9 @@ def _check_transform(head: ChunkHead, header: Transform) -> None:
         require(count >= 1 and header.m == count * header.b, "number of records")
         require(header.size_a == header.b and header.size_b == n - header.m, "bytes of records that are in no field")
         require(sum(header.classes) == header.m, "the class sizes do not add up")
+    elif kind == VOCABULARY:
+        require(header.inner_width == 1 and n <= header.m <= 3 * n, "inner elements of a vocabulary")
+        require(header.size_a % 4 == 0 and header.size_a // 4 + header.b <= 256, "first bytes of a vocabulary")
     else:
         require((header.m, header.inner_width) == (n, width), "inner elements of rows")
         require(1 <= header.b <= CHUNK and 1 <= header.c <= header.b, "lengths of rows")
@@ -776,7 +782,7 @@ def _restore(head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: byte
     elif head.transform == DIFFERENCE:
         elements = []
         for i, difference in enumerate(integers):
-            before = elements[i - header.b] if i >= header.b else header.v
+            before = elements[i - header.b] if i >= header.b else header.v + (i - header.b) * header.c
             elements.append((before + difference) % end)
     elif head.transform == DELTA:
         elements = _restore_delta(header, width, a, integers, base)
@@ -789,13 +795,38 @@ def _restore(head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: byte
                     if a[k] == f:
                         record[k] = next(in_order)
         elements = [*b[: header.c], *(byte for record in table for byte in record), *b[header.c :]]
+    elif head.transform == VOCABULARY:
+        elements = [(header.v + value) % end for value in _vocabulary_values(header, n, a, b, inner)]
     else:
         elements = [(header.v + integer) % end for integer in integers]
     return struct.pack(f"<{n}{_INTEGERS[width]}", *elements)
 
 
+def _vocabulary_values(header: Transform, n: int, a: bytes, b: bytes, inner: bytes) -> list[int]:
+    """The values above v that the codes of a vocabulary stand for (section 6.3, transform 12)."""
+    frequent = struct.unpack(f"<{len(a) // 4}I", a)
+    others = [i for i in range(8 * len(b)) if b[i // 8] >> i % 8 & 1]
+    k, values, at = len(frequent), [], 0
+    while len(values) < n:
+        require(at < len(inner), "the codes of a vocabulary are too few")
+        s = inner[at]
+        length = 1 if s < k else 2 if s < k + header.b else 3
+        require(at + length <= len(inner), "a code of a vocabulary ends past the inner elements")
+        if length == 1:
+            values.append(frequent[s])
+        else:
+            base = 256 * (s - k) if length == 2 else 256 * header.b + 65536 * (s - k - header.b)
+            place = base + int.from_bytes(inner[at + 1 : at + length], "big")
+            require(place < len(others), "a value that a vocabulary does not have")
+            values.append(others[place])
+        at += length
+    require(at == len(inner), "bytes behind the codes of a vocabulary")
+    return values
+
+
 def _restore_palette(header: Transform, n: int, width: int, a: bytes, inner: bytes) -> bytes:
-    values = [a[i : i + width] for i in range(0, len(a), width)]
+    count = len(a) // width
+    values = [bytes(a[plane * count + i] for plane in reversed(range(width))) for i in range(count)]
     indices = [byte >> bit & 2**header.a - 1 for byte in inner for bit in range(0, 8, header.a)]
     require(not any(indices[n:]), "the unused bits of a palette's last inner element are not zero")
     require(max(indices[:n]) < len(values), "an index exceeds its palette")

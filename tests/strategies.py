@@ -20,6 +20,7 @@ import zstandard
 
 RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
 PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS = range(1, 9)
+VOCABULARY = 12
 GROUP = 1 << 18
 SEGMENT = 1 << 17
 
@@ -581,7 +582,7 @@ def random_transform(
     taste = taste or Taste()
     width = choice.get("width") or int(rng.choice(_ELEMENTS.get(kind, [1, 2, 4, 8])))
     word = np.dtype(f"<u{width}")
-    v = int.from_bytes(rng.bytes(width), "little") if kind in (SPARSE, DIFFERENCE, OFFSET) else 0
+    v = int.from_bytes(rng.bytes(width), "little") if kind in (SPARSE, DIFFERENCE, OFFSET, VOCABULARY) else 0
     t = Transform(kind, n, width, v=v)
     side_a = side_b = b""
     if kind == PALETTE:
@@ -619,10 +620,13 @@ def random_transform(
         side_a = rng.integers(0, int(rng.choice([1, 3, 256])), 1 + len(range(t.c, n, t.b)), np.uint8).tobytes()
     elif kind == DIFFERENCE:
         t.b = int(rng.choice([1, 2, 3, 8, 100, n, 1 << 20]))
+        t.c = int(rng.choice([0, 1, 300, 2**32 - 1]))
     elif kind == DELTA:
         return _random_delta(rng, t, n, taste, run, chunk, choice.get("base"))
     elif kind == RECORDS:
         return _random_records(rng, t, n, taste, run, chunk)
+    elif kind == VOCABULARY:
+        side_a, side_b, codes, offsets = _random_codes(rng, t, n)
     elif kind == OFFSET:
         t.inner_width = int(rng.choice([w for w in (1, 2, 4) if w < width]))
     t.size_a, t.size_b = len(side_a), len(side_b)
@@ -636,6 +640,10 @@ def random_transform(
             entries.append(_loose_block(rng, inner[at : at + size]))
             at += size
         split = 0
+    elif kind == VOCABULARY:
+        inner, split = codes, int(rng.integers(2))
+        starts = range(0, t.m, group_sizes(t.m)[0])
+        entries = [_loose_block(rng, inner[i : i + starts.step]) for i in starts]
     elif t.m:
         sizes = group_sizes(t.m, t.a if kind == ROWS else 0)
         entries, inner = _random_elements(rng, split, t.inner_width, sizes, taste)
@@ -644,7 +652,8 @@ def random_transform(
     symbols = np.frombuffer(inner, f"<u{t.inner_width}")
     if kind == PALETTE:
         bits = np.unpackbits(symbols, bitorder="little")[: n * t.a].reshape(n, t.a).astype(np.int64)
-        elements = np.frombuffer(side_a, word)[(bits << np.arange(t.a)).sum(axis=1)]
+        values = np.frombuffer(side_a, np.uint8).reshape(width, -1)[::-1].T.copy().view(word).reshape(-1)
+        elements = values[(bits << np.arange(t.a)).sum(axis=1)]
     elif kind == GRID:
         elements = grid_elements(symbols, scales, t.c, t.b, element)
         elements[places] = exceptions
@@ -657,11 +666,44 @@ def random_transform(
         elements[np.argsort(np.frombuffer(side_a, np.uint8)[row].astype(np.int64) << 32 | np.arange(n))] = symbols
     elif kind == DIFFERENCE:
         elements = np.concatenate((symbols, np.zeros(-n % t.b, word))).reshape(-1, t.b)
-        elements = (np.cumsum(elements, axis=0, dtype=word) + word.type(v)).reshape(-1)[:n]
+        ramp = (np.arange(-t.b, 0) * t.c).astype(word)  # before the first element
+        elements = (np.cumsum(elements, axis=0, dtype=word) + word.type(v) + ramp).reshape(-1)[:n]
+    elif kind == VOCABULARY:
+        elements = offsets.astype(word) + word.type(v)
     else:
         elements = symbols.astype(word) + word.type(v)
     data = elements.astype(word).tobytes()
     return Chunk(chunk_record(entries, split, width, data, run, chunk, t), data, split, width), t
+
+
+def _random_codes(rng: np.random.Generator, t: Transform, n: int) -> tuple[bytes, bytes, bytes, np.ndarray]:
+    """A and B of a vocabulary, codes of n elements, and the values above v that these stand for; `t` gets the rest."""
+    longest, t.inner_width = min(3, t.inner_width), 1
+    k = int(rng.choice([1, 5, 200, 256]))
+    t.b = int(rng.choice([0, 1, (256 - k) // 2, 256 - k]))
+    t.b = min(t.b, 256 - k)
+    frequent = rng.integers(0, 2**32, k, np.uint64)
+    mask = rng.random(8 * int(rng.choice([1, 40, 120]))) < rng.choice([0.1, 1])
+    others = np.flatnonzero(mask)
+    twos = min(others.size, 256 * t.b)
+    threes = min(others.size - twos, 65536 * (256 - k - t.b))
+    lengths = [1, *[2] * (longest > 1 and twos > 0), *[3] * (longest > 2 and threes > 0)]
+    codes, values = bytearray(), []
+    for length in rng.choice(lengths, n).tolist():
+        if length == 1:
+            codes.append(int(rng.integers(k)))
+            values.append(frequent[codes[-1]])
+        elif length == 2:
+            r = int(rng.integers(twos))
+            codes += bytes([k + (r >> 8), r & 255])
+            values.append(others[r])
+        else:
+            r = int(rng.integers(threes))
+            codes += bytes([k + t.b + (r >> 16), r >> 8 & 255, r & 255])
+            values.append(others[twos + r])
+    t.m = len(codes)
+    side_b = np.packbits(mask, bitorder="little").tobytes()
+    return frequent.astype("<u4").tobytes(), side_b, bytes(codes), np.array(values, np.uint64)
 
 
 def ordered(words: np.ndarray) -> np.ndarray:

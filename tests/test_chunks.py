@@ -334,10 +334,37 @@ def test_a_block_of_escapes_alone(codec):
     _both(strategies.chunk_record([entry], 1, 1, bytes(symbols)), n, 1, bytes(symbols))
 
 
+@pytest.mark.parametrize("level", ["default", "best"])
+def test_groups_of_a_plane_share_a_table_where_that_is_smaller(level):
+    rng = np.random.default_rng(8)
+    n = 2**18
+    alike = np.clip(rng.normal(128, 20, 3 * n), 0, 255).astype(np.uint8)
+    other = np.concatenate((alike[:n], rng.choice([3, 9], n, p=[0.9, 0.1]).astype(np.uint8), alike[n : 2 * n]))
+    for raw, own, width in ((alike, [0], 1), (other, [0, 1, 2], 1), (np.repeat(alike[:n], 2) // 2, [0], 2)):
+        record = check_encoded(raw, width, "planes", level, slowly=True)
+        at, count = strategies.blocks_of(record)
+        coded = [b for b in reference.read_blocks(record, at, count) if b.codec in (HUFFMAN, RANS)]
+        assert [i for i, b in enumerate(coded[: raw.size // width // n]) if not b.flags & 1] == own[: raw.size // width // n]
+
+
+def test_rare_bytes_of_a_plane_are_escapes():
+    raw = np.clip(np.random.default_rng(9).normal(128, 9, 2**18), 100, 150).astype(np.uint8)
+    raw[[5, 70_000, 2**18 - 1]] = [0, 255, 7]
+    record = check_encoded(raw, 1, "planes", "default", slowly=True)
+    (block,) = reference.read_blocks(record, 48, 1)
+    assert block.escapes >= 3
+    # As often as this they are worth a place in the table.
+    raw[::1000] = 255
+    record = check_encoded(raw, 1, "planes", "default", slowly=True)
+    assert reference.read_blocks(record, 48, 1)[0].escapes < 100
+
+
 # ---- transforms
 
 
-KINDS = {"palette": 1, "grid": 2, "sparse": 3, "difference": 4, "offset": 5, "rows": 6, "delta": 7, "records": 8}
+KINDS = {
+    "palette": 1, "grid": 2, "sparse": 3, "difference": 4, "offset": 5, "rows": 6, "delta": 7, "records": 8, "vocabulary": 12,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -372,7 +399,7 @@ def test_a_whole_chunk_is_one_transform():
 def _transformed(kind, n=40, seed=3, **changes):
     """A record of one byte strings all raw, with fields of its header, or of its entries, changed; sums are right."""
     rng = np.random.default_rng(seed)
-    width = {"grid": 4, "offset": 4, "sparse": 2, "palette": 2, "difference": 2, "rows": 2, "delta": 2, "records": 1}[kind]
+    width = {"grid": 4, "offset": 4, "vocabulary": 4, "records": 1}.get(kind, 2)
     word = f"<u{width}"
     side_a = side_b = b""
     split, inputs, entries = 0, None, None
@@ -380,7 +407,7 @@ def _transformed(kind, n=40, seed=3, **changes):
     inner = rng.integers(0, 256, n * width, np.uint8)
     if kind == "palette":
         t.m, t.inner_width, t.a = n // 2, 1, 4
-        side_a = np.arange(16, dtype=word).tobytes()
+        side_a = bytes(16) + bytes(range(16))
         inner = rng.integers(0, 256, n // 2, np.uint8)
         data = np.stack((inner & 15, inner >> 4), axis=1).reshape(-1).astype(word).tobytes()
     elif kind == "grid":
@@ -428,8 +455,17 @@ def _transformed(kind, n=40, seed=3, **changes):
         data = side_b[:2] + table.tobytes() + side_b[2:]
         entries = [Entry(RAW, payload=g.tobytes()) for g in groups]
     elif kind == "difference":
-        t.v, t.b = 500, 1
-        data = (np.cumsum(inner.view(word), dtype=word) + np.uint16(500)).astype(word).tobytes()
+        t.v, t.b, t.c = 500, 1, 70_000
+        data = (np.cumsum(inner.view(word), dtype=word) + np.uint16((500 - 70_000) % 65536)).astype(word).tobytes()
+    elif kind == "vocabulary":  # 15 codes of one byte, 20 of two, 5 of three: 250 frequent values, 4 first bytes of two
+        t.b, t.v, t.inner_width, t.m = 4, 7, 1, 70
+        side_a, side_b = np.arange(0, 25_000, 100, "<u4").tobytes(), b"\xff" * 200
+        codes = [bytes([i]) for i in range(235, 250)] + [bytes([250 + i // 5, 50 * (i % 5)]) for i in range(20)]
+        codes += [bytes([254, i, 100]) for i in range(2)] + [bytes([254, 2, i]) for i in (0, 62, 63)]
+        values = [100 * i for i in range(235, 250)] + [256 * (i // 5) + 50 * (i % 5) for i in range(20)]
+        values += [1024 + 100, 1024 + 356, 1536, 1598, 1599]
+        inner = np.frombuffer(b"".join(codes), np.uint8)
+        data = (np.array(values, word) + np.uint32(7)).tobytes()
     else:
         t.inner_width, t.v = 2, 3_000_000_000
         inner = inner[: 2 * n]
@@ -484,7 +520,7 @@ HEADER_FLAWS = {
     ],
     "difference": [
         {"m": 39}, {"m": 41}, {"inner_width": 1}, {"inner_width": 4}, {"a": 1}, {"b": 0}, {"b": 2**20 + 1}, {"b": 2**32 - 1},
-        {"c": 1}, {"v": 2**16 + 500}, {"v": 2**64 - 1}, {"size_a": 1}, {"size_b": 1}, {"reserved": 0x8000},
+        {"v": 2**16 + 500}, {"v": 2**64 - 1}, {"size_a": 1}, {"size_b": 1}, {"reserved": 0x8000},
     ],
     "rows": [
         {"m": 39}, {"m": 41}, {"m": 0}, {"inner_width": 1}, {"inner_width": 4}, {"a": 0}, {"a": 2}, {"a": 33}, {"a": 255},
@@ -524,6 +560,20 @@ HEADER_FLAWS = {
         )),
         {"split": 0}, {"split": 2}, {"inputs": 1},
     ],
+    "vocabulary": [
+        {"m": 39}, {"m": 69}, {"m": 71}, {"m": 121}, {"m": 2**32 - 1}, {"inner_width": 2}, {"inner_width": 0}, {"a": 1},
+        {"c": 1}, {"b": 7}, {"b": 2**32 - 1}, {"b": 3}, {"v": 2**32}, {"v": 2**63}, {"reserved": 1},
+        {"size_a": 999, "A_payload": bytes(999)}, {"size_a": 1028, "A_payload": bytes(1028)}, {"size_a": 0, "a_block": None},
+        {"size_b": 0, "b_block": None},
+        # One frequent value less, so that other codes are longer; the last of the others is not there.
+        {"size_a": 996, "A_payload": bytes(996)}, {"size_b": 199, "B_payload": b"\xff" * 199},
+        {"B_payload": b"\xff" * 199 + b"\x7f"}, {"B_payload": bytes(200)},
+        # Codes for one element less and one more, and one that is cut off.
+        {"m": 67, "inner": b"\xfe\0\0" * 22 + b"\0"}, {"m": 42, "inner": b"\0" * 42},
+        {"m": 41, "inner": b"\0" * 39 + b"\xfe\0"}, {"m": 40, "inner": b"\0" * 39 + b"\xfa"},
+        {"m": 40, "inner": b"\0" * 39 + b"\xfe"},
+        {"m": 42, "inner": b"\0" * 39 + b"\xfe\2\x40"}, {"m": 42, "inner": b"\0" * 39 + b"\xff\0\0"},
+    ],
     "offset": [
         {"m": 39}, {"m": 41}, {"inner_width": 4}, {"inner_width": 8}, {"inner_width": 1}, {"a": 1}, {"b": 1}, {"c": 1},
         {"v": 2**32}, {"size_a": 1}, {"size_b": 1},
@@ -538,7 +588,7 @@ EMPTY_FLAWS = [*FULL_FLAWS, {"codec": CONSTANT}, {"codec": ZSTANDARD}, {"codec":
 def _header_flaws():
     for kind, flaws in HEADER_FLAWS.items():
         yield from ((kind, flaw) for flaw in flaws)
-        for name, full in (("A", kind not in ("difference", "offset")), ("B", kind in ("grid", "records"))):
+        for name, full in (("A", kind not in ("difference", "offset")), ("B", kind in ("grid", "records", "vocabulary"))):
             yield from ((kind, {f"{name}_{k}": v for k, v in flaw.items()}) for flaw in (FULL_FLAWS if full else EMPTY_FLAWS))
 
 
@@ -557,6 +607,7 @@ def test_transform_headers_without_flaw_are_accepted(kind):
 @pytest.mark.parametrize("codec", [5, 8, 127, 255])
 @pytest.mark.parametrize(("kind", "string"), [
     ("palette", "A"), ("grid", "A"), ("grid", "B"), ("sparse", "A"), ("delta", "A"), ("records", "A"), ("records", "B"),
+    ("vocabulary", "A"), ("vocabulary", "B"),
 ])  # fmt: skip
 def test_unknown_codecs_of_strings_are_unsupported(kind, string, codec):
     record, width, _ = _transformed(kind, **{f"{string}_codec": codec})

@@ -195,6 +195,7 @@ def same_as_by_blocks(raw, width, coding, level):
     """Whether the record was made by one call; it must be that of the blocks."""
     made = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "plan_record", lambda *_: None)
         at_once = encoding._at_once
         patch.setattr(encoding, "_at_once", lambda *a: made.append(at_once(*a)) or made[-1])
         first = encoding.encode_chunk(raw, width, coding, level, 3, 2)
@@ -216,10 +217,51 @@ def test_one_call_encodes_what_the_blocks_are(coding, width, level):
     assert taken >= 7
 
 
+def of_several_scales(coding, width, n, seed):
+    """Elements whose groups are so different that some of them want tables of their own."""
+    scales = 2.0 ** np.random.default_rng(seed).integers(-4, 5, len(strategies.group_sizes(n)))
+    values = strategies.array("normal", n, width, coding, seed).view(f"<u{width}")
+    shift = {"bf16": 7, "f16": 10, "f32": 23}[coding]
+    for i, (begin, size) in enumerate(zip(range(0, n, strategies.group_sizes(n)[0]), strategies.group_sizes(n), strict=True)):
+        part = values[begin : begin + size]
+        exponent = part >> shift & (31 if coding == "f16" else 255)
+        fits = (exponent > 6) & (exponent < (24 if coding == "f16" else 240))
+        part[fits] += part.dtype.type(int(np.log2(scales[i])) % (1 << 8 * width - shift) << shift & (1 << 8 * width) - 1)
+    return values.view(np.uint8)
+
+
+@pytest.mark.parametrize("level", ["fast", "default"])
+@pytest.mark.parametrize(("coding", "width"), [("bf16", 2), ("f16", 2), ("f32", 4)])
+def test_plans_of_one_kernel_are_those_of_every_step(coding, width, level, monkeypatch):
+    planned, whole = [], encoding.plan_record
+    monkeypatch.setattr(encoding, "plan_record", lambda *a: planned.append(whole(*a)) or planned[-1])
+    tables = set()
+    for i, n in enumerate((32768, 40_000, 65536, GROUP + 20_000, 2 * GROUP, 3 * GROUP + 30_000)):
+        for kind in ("normal", "outliers", "positive", ("negative", "nan", "sparse")[i % 3], "scales", "random"):
+            if kind == "scales":
+                raw = of_several_scales(coding, width, n, i)
+            else:
+                raw = strategies.array(kind, n, width, coding, i)
+            first = encoding.encode_chunk(raw, width, coding, LEVELS[level], 3, 2)
+            made = planned[-1] if planned else None
+            if made is not None and made.kind is not None:
+                tables.add((len(made.plan), *made.plan[:, 1].tolist()))
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(encoding, "plan_record", lambda *_: None)
+                second = encoding.encode_chunk(raw, width, coding, LEVELS[level], 3, 2)
+            assert bytes(first.record) == bytes(second.record), (kind, n)
+    usual = [p for p in planned if p.kind is not None]
+    assert len(usual) > 10
+    assert len(usual) < len(planned)
+    # One table for all groups, and more than one.
+    assert {len(set(used)) for _, *used in tables} >= {1, 2}
+
+
 def test_plans_do_not_depend_on_what_lies_behind_their_counts(monkeypatch):
     """Rests without signs have fewer than 256 counts: a kernel read on, and the same bytes gave one archive or another."""
     rng = np.random.default_rng(0)
     raw = (rng.integers(118, 123, 1 << 15) << 7 | np.minimum(*rng.integers(0, 128, (2, 1 << 15)))).astype("<u2").view(np.uint8)
+    monkeypatch.setattr(encoding, "plan_record", lambda *_: None)
     looks, records = plan.looks_dense, set()
     for rubbish in (0, 1 << 20):
         behind = np.full(256, rubbish)

@@ -10,9 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tzip.coders import grid as grids
-from tzip.coders import order, sampling, transforms
+from tzip.coders import order, sampling, transforms, vocabulary
 from tzip.coders.errors import CorruptError, UnsupportedError
-from tzip.coders.transforms import DELTA, DIFFERENCE, GRID, OFFSET, PALETTE, RECORDS, ROWS, SPARSE, Transformed
+from tzip.coders.transforms import (
+    DELTA,
+    DIFFERENCE,
+    GRID,
+    OFFSET,
+    PALETTE,
+    RECORDS,
+    ROWS,
+    SPARSE,
+    VOCABULARY,
+    Transformed,
+)
 from tzip.structure import find
 
 BF = ml_dtypes.bfloat16
@@ -282,7 +293,14 @@ def samples() -> dict[int, tuple[Transformed, int, int]]:
         OFFSET: (offset, 8 * n, 8),
         ROWS: (transforms.rows(raw(floats), 4, 100, 61, np.arange(11, dtype=np.uint8)[::-1].copy(), 1), 4 * n, 4),
         RECORDS: (_records(rng.integers(0, 256, n, np.uint8)), n, 1),
+        VOCABULARY: (_codes(raw(rng.integers(0, 3000, n).astype(np.int32)), 4), 4 * n, 4),
     }
+
+
+def _codes(data: np.ndarray, width: int) -> Transformed:
+    made = transforms.codes(data, width)
+    assert made is not None
+    return made
 
 
 def _records(data: np.ndarray, size: int = 34, first: int = 5) -> Transformed:
@@ -328,7 +346,7 @@ FORGED = {
         "size_b": (1,),
     },
     DIFFERENCE: {
-        "inner_width": (2,), "inner": (1000,), "v": (1 << 32,), "a": (1,), "size_a": (1,), "size_b": (1,), "c": (1,),
+        "inner_width": (2,), "inner": (1000,), "v": (1 << 32,), "a": (1,), "size_a": (1,), "size_b": (1,),
         "b": (0, (1 << 20) + 1),
     },
     ROWS: {
@@ -338,6 +356,10 @@ FORGED = {
     RECORDS: {
         "a": (1,), "inner_width": (2, 0), "inner": (984, 987, 1001, 0), "size_a": (33, 35, 0), "size_b": (14, 16, 0), "v": (1,),
         "b": (0, 1, 33, 35, 1001, 4097), "c": (34, 500),
+    },
+    VOCABULARY: {
+        "inner_width": (2, 0), "inner": (1000, 3004, 0), "a": (1,), "c": (1,), "v": (1 << 32,), "b": (257, 1 << 31),
+        "size_a": (1, 1003, 1028),
     },
     OFFSET: {
         "inner_width": (3, 8), "inner": (1002,), "a": (1,), "size_a": (1,), "size_b": (1,), "b": (1,), "c": (1,),
@@ -360,7 +382,7 @@ def test_forged_headers_are_refused(kind):
     for n in (0, (1 << 20) + 1):
         with pytest.raises(CorruptError):
             transforms.check(kind, n, width, head)
-    for change in ({"inner": (1 << 20) + 1}, {"size_a": (1 << 18) + 1}, {"size_b": (1 << 18) + 1}):
+    for change in ({"inner": (1 << 22) + 1}, {"inner": (1 << 20) + 1}, {"size_a": (1 << 18) + 1}, {"size_b": (1 << 18) + 1}):
         with pytest.raises(CorruptError):
             transforms.check(kind, size // width, width, replace(head, **change))
     with pytest.raises(CorruptError):
@@ -688,6 +710,68 @@ def test_constants_and_sequences():
         assert np.unique(t.inner.view(f"<u{t.inner_width}")).size == 1
     steps = np.cumsum(np.random.default_rng(0).integers(0, 20, 1 << 17))
     assert look_for(steps).kind == DIFFERENCE
+
+
+def zipf(n, values, seed=0):
+    """Numbers below `values` as frequent as words are: the lower, the more."""
+    return (np.random.default_rng(seed).zipf(1.3, n) - 1) % values
+
+
+@given(st.data())
+def test_vocabularies_are_exact(data):
+    width = data.draw(st.sampled_from([2, 4, 8]))
+    n = data.draw(st.integers(1, 3000))
+    values = data.draw(st.sampled_from([2, 300, 9000, 60_000, vocabulary.MOST_RANGE]))
+    start = data.draw(st.sampled_from([0, 5, -7, 1 << 8 * width - 1]))
+    ids = zipf(n, values, n) if data.draw(st.booleans()) else np.random.default_rng(n).integers(0, values, n)
+    words = (ids + start % (1 << 63)).astype(f"<u{width}")
+    t = transforms.codes(raw(words), width)
+    if t is not None:
+        assert_exact(t, raw(words), width)
+        assert n <= t.inner.size <= min(3, width) * n
+
+
+def test_a_vocabulary_has_codes_for_all_values():
+    for distinct in (*range(1, 1000), 32_895, 32_896, 32_897, 98_176, 98_177, *range(1 << 15, 1 << 18, 4999), 1 << 18):
+        k, pairs = vocabulary.split_firsts(distinct)
+        assert 128 <= k + pairs <= 256 or k == distinct
+        assert distinct <= k + 256 * pairs + 65536 * (256 - k - pairs)
+    # With all of them in use, the last value of each length among them.
+    for values in (256, 257, 32_896, 32_897, 140_000):
+        words = np.random.default_rng(values).permutation(np.concatenate((np.arange(values), np.arange(values // 2))))
+        words = words.astype("<i4")
+        assert_exact(_codes(raw(words), 4), raw(words), 4)
+
+
+def test_equal_counts_leave_one_vocabulary():
+    words = np.repeat(np.arange(5000), 2)
+    t = _codes(raw(words), 8)
+    k = vocabulary.split_firsts(5000)[0]
+    assert np.array_equal(t.side_a.view("<u4"), np.arange(k))
+
+
+def test_token_ids_are_a_vocabulary():
+    names = np.random.default_rng(1).permutation(40_000)  # whose order says nothing of how frequent they are
+    ids = names[zipf(1 << 16, 40_000)]
+    for kind in (np.int64, np.int32, np.uint16):
+        t = look_for(ids.astype(kind))
+        assert (t.kind, t.v) == (VOCABULARY, ids.min())
+        assert t.inner.size < 1.5 * (1 << 16)
+
+
+def test_ramps_that_repeat_are_constants():
+    positions = np.tile(np.arange(512), (64, 1))
+    for ids in (positions, positions + 2, positions.astype(np.uint16), np.tile(np.arange(0, 5120, 10), (64, 1)) - 7):
+        t = look_for(ids)
+        assert (t.kind, t.b) == (DIFFERENCE, 512)
+        assert not t.inner.any()
+    rising = raw(positions + 3 * np.arange(64)[:, None])
+    t = transforms.difference(rising, 8, 512)
+    assert_exact(t, rising, 8)
+    assert np.unique(t.inner.view("<u8")).tolist() == [3]
+    # A ramp that goes down does not fit c; nor is one that is broken any.
+    for ids in (positions[:, ::-1], np.where(positions == 9, 0, positions)):
+        assert np.count_nonzero(look_for(ids).inner.view("<u8")) > 500
 
 
 def test_token_ids_become_short():
