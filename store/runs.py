@@ -261,15 +261,13 @@ class Store:
         self._stats.seconds += report.seconds
 
     def _find_base(self, journal: Journal) -> _Base | None:
-        """Return the checkpoint that was saved last, from memory when it is ours."""
-        latest = journal.latest()
-        self._check_alone(latest)
+        """Return the state that was saved last, from memory when it is ours."""
+        self._check_alone(journal.latest())
+        latest = next((e for e in journal.entries() if e.kind == "state"), None)
         if latest is None:
             return None
         if self._base is not None and self._base.entry.object == latest.object:
             return self._base
-        if latest.kind != "state":
-            return None
         with Checkpoint(self.backend, latest) as checkpoint:
             manifest = checkpoint.manifest
             return _Base(latest, manifest.records, manifest.objects, checkpoint.raw(manifest.records, self.threads))

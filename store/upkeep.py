@@ -321,12 +321,32 @@ def prune(
             finally:
                 rebased.close()
             report = PruneReport([e.step for e in staying], removed, rebased.rewritten, rebased.stored)
-            try:
-                journal.commit(journal.with_entries(new), needs)
-            except StaleHeadError:
-                continue
-            return report
+            if _forget(journal, entries, staying, new, needs, policy):
+                return report
     raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=str(backend.root))
+
+
+def _forget(
+    journal: Journal, entries: list[Entry], staying: list[Entry], new: list[Entry], needs: set[str], policy: Policy
+) -> bool:
+    """Make `new` the entries of the store, and those that were added meanwhile: packing anew may take longer than a trainer
+    takes between two saves. False when any of the old ones was changed, or a tag holds one that was to go: begin again.
+    """
+    seen = {e.object for e in entries}
+    steps = {e.step for e in staying}
+    for _ in range(_TRIES):
+        now = sorted(journal.entries(), key=lambda e: e.seq)
+        added = [e for e in now if e.object not in seen]
+        wanted = _kept(now, journal.head.tags, policy) - {e.step for e in added}
+        if len(now) != len(entries) + len(added) or not wanted <= steps or steps & {e.step for e in added}:
+            return False
+        try:
+            journal.commit(journal.with_entries([*new, *added]), needs)
+        except StaleHeadError:
+            journal = Journal(journal.backend)
+            continue
+        return True
+    return False
 
 
 def _kept(entries: list[Entry], tags: Mapping[str, int], policy: Policy) -> set[int]:

@@ -45,15 +45,15 @@ def state_of(step: int) -> dict[str, Any]:
     return {"w": WALK[step % 40] + step // 40, "frozen": FROZEN, "n": step, "now and then": FROZEN[:50] + step // 2}
 
 
-def build(path: Path, steps: int = 6) -> dict[int, Any]:
+def build(path: Path, steps: int = 5) -> dict[int, Any]:
     with new(path) as store:
         for step in range(steps):
             store.save(step, state_of(step), tags=["first"] if step == 0 else [])
     return {step: state_of(step) for step in range(steps)}
 
 
-def holds(path: Path, *choices: dict[int, Any]) -> dict[int, Any]:
-    """Assert that the store has exactly one of these sets of checkpoints, whole, and can go on; return it."""
+def holds(path: Path, *choices: dict[int, Any], deep: bool = True) -> dict[int, Any]:
+    """Assert that the store has exactly one of these sets of checkpoints, whole; return it."""
     with new(path, create=False) as store:
         steps = {e.step for e in store.log()}
         for states in choices:
@@ -64,7 +64,7 @@ def holds(path: Path, *choices: dict[int, Any]) -> dict[int, Any]:
                     break
         else:
             raise AssertionError((steps, [sorted(c) for c in choices]))
-        assert store.verify(deep=True).faults == []
+        assert not deep or store.verify(deep=True).faults == []
     return states
 
 
@@ -74,47 +74,42 @@ Work = tuple[Callable[[Path], dict[int, Any]], Callable[[tzip.Store], Any], dict
 
 
 def pruned(path: Path) -> dict[int, Any]:
-    states = build(path)
+    build(path)
     with new(path) as store:
         store.prune(keep_last=2)
-        store.save(6, state_of(6))
+        store.save(5, state_of(5))
     (path / "objects" / "new-dead.tzip-partial").write_bytes(b"left by a dead process")
-    return {0: states[0], 4: states[4], 5: states[5], 6: state_of(6)}
+    return {k: state_of(k) for k in (0, 3, 4, 5)}
 
 
 def headless(path: Path) -> dict[int, Any]:
     states = build(path)
-    (path / "head.json").write_bytes((path / "head.json").read_bytes().replace(b'"generation":6', b'"generation":7'))
+    (path / "head.json").write_bytes((path / "head.json").read_bytes().replace(b'"generation":5', b'"generation":7'))
     return states
 
 
 def holed(path: Path) -> dict[int, Any]:
     states = build(path)
     with new(path) as store:
-        lost = store.find(5).object
+        lost = store.find(4).object
     (path / "objects" / f"{lost}.tzip").unlink()
-    return {k: v for k, v in states.items() if k < 5}
+    return {k: v for k, v in states.items() if k < 4}
 
 
-def with_files(path: Path) -> dict[int, Any]:
-    states = build(path, 3)
-    with new(path) as store:
-        store.save_files(9, [__file__])
-        store.prune(keep_last=9)
-    return states
-
-
-BEFORE = {step: state_of(step) for step in range(6)}
+BEFORE = {step: state_of(step) for step in range(5)}
 WORKS: dict[str, Work] = {
-    "save": (build, lambda s: s.save(6, state_of(6), tags=["new"]), BEFORE | {6: state_of(6)}),
-    "background": (build, lambda s: (s.save(6, state_of(6), block=False), s.wait()), BEFORE | {6: state_of(6)}),
+    "save": (build, lambda s: s.save(5, state_of(5), tags=["new"]), BEFORE | {5: state_of(5)}),
+    "background": (build, lambda s: (s.save(5, state_of(5), block=False), s.wait()), BEFORE | {5: state_of(5)}),
     "replace": (build, lambda s: s.save(2, state_of(7), replace_step=True), BEFORE | {2: state_of(7)}),
-    "prune": (build, lambda s: s.prune(keep_last=2), {k: BEFORE[k] for k in (0, 4, 5)}),
-    "gc": (pruned, lambda s: s.gc(grace=0), {k: state_of(k) for k in (0, 4, 5, 6)}),
+    "prune": (build, lambda s: s.prune(keep_last=2), {k: BEFORE[k] for k in (0, 3, 4)}),
+    "gc": (pruned, lambda s: s.gc(grace=0), {k: state_of(k) for k in (0, 3, 4, 5)}),
     "repair a head": (headless, lambda s: s.repair(), BEFORE),
-    "repair a hole": (holed, lambda s: s.repair(deep=True), {k: BEFORE[k] for k in range(5)}),
+    "repair a hole": (holed, lambda s: s.repair(deep=True), {k: BEFORE[k] for k in range(4)}),
     "tag": (build, lambda s: s.tag("x", 3), BEFORE),
 }
+READS = ("preadv", "stat", "lstat", "fstat")  # there are many: one in eight fails, all with the profile `nightly`
+WRITES = ("open", "write", "truncate", "flush", "fsync", "replace", "unlink")
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
 
 def opened(path: Path) -> tzip.Store:
@@ -129,19 +124,31 @@ def opened(path: Path) -> tzip.Store:
         return new(path)
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC], ids=lambda c: errno.errorcode[c])
-@pytest.mark.parametrize("name", list(WORKS))
-def test_every_call_fails(tmp_path: Path, name: str, code: int) -> None:
+def failing(work: Callable[[], Any], only: tuple[str, ...] | None = None) -> list[int]:
+    """Return which calls of `work` are to fail."""
+    with fault(1 << 30, only=only, more=True) as state:
+        work()
+    assert len(state.calls) > 8
+    return [n for n, name in enumerate(state.calls, 1) if NIGHTLY or name not in READS or n % 8 == 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "only"),
+    [(name, errno.EIO, None) for name in WORKS if NIGHTLY or name != "background"]
+    + [(name, errno.ENOSPC, WRITES) for name in ("background",)],
+    ids=lambda x: errno.errorcode[x] if isinstance(x, int) else x if isinstance(x, str) else "writes" if x else "all",
+)
+def test_every_call_fails(tmp_path: Path, name: str, code: int, only: tuple[str, ...] | None) -> None:
     make, work, after = WORKS[name]
     template = tmp_path / ("head" if make is headless else "template")
     before = make(template)
     work(opened(shutil.copytree(template, tmp_path / f"{template.name}-warm")))
+    counted = opened(shutil.copytree(template, tmp_path / f"{template.name}-counted"))
     failed = 0
-    for n in range(1, 2000):
-        run = tmp_path / f"{template.name}-{n}"
-        shutil.copytree(template, run)
+    for n in failing(lambda: work(counted), only):
+        run = shutil.copytree(template, tmp_path / f"{template.name}-{n}")
         store = opened(run)
-        with fault(n, code, more=True) as state:
+        with fault(n, code, only, more=True) as state:
             try:
                 work(store)
             except (OSError, tzip.TzipError):
@@ -150,20 +157,17 @@ def test_every_call_fails(tmp_path: Path, name: str, code: int) -> None:
         if "repair" in name:
             # Whatever failed, nothing is forgotten that is whole: the next repair has it.
             assert opened(run).repair(deep=True).kept == list(after), (n, state.calls[-1])
-        now = holds(run, before, after)
-        if not state.fired:
-            assert now.keys() == after.keys()
-            break
+        now = holds(run, before, after, deep=n % 8 == 0)
         # The one that failed goes on, and so does another; nothing is in the way.
         store.save(50, state_of(20))
         with new(run) as other:
             other.save(51, state_of(21))
             other.gc(grace=0)
-        holds(run, now | {50: state_of(20), 51: state_of(21)})
+        holds(run, now | {50: state_of(20), 51: state_of(21)}, deep=n % 8 == 0)
         assert partials(run) == []
         shutil.rmtree(run)
-    assert not state.fired
     assert failed > 8, failed
+    assert holds(tmp_path / counted.backend.root.name, after)
 
 
 def test_every_call_of_saving_files_fails(tmp_path: Path) -> None:
@@ -177,12 +181,14 @@ def test_every_call_of_saving_files_fails(tmp_path: Path) -> None:
     np.save(folder / "w.npy", WALK[1])
     second = (folder / "w.npy").read_bytes()
     new(shutil.copytree(template, tmp_path / "warm")).save_files(1, [folder])
+    counted = new(shutil.copytree(template, tmp_path / "counted"))
     failed = 0
-    for n in range(1, 2000):
+    for n in failing(lambda: counted.save_files(1, [folder])):
         run = shutil.copytree(template, tmp_path / f"r{n}")
-        with fault(n, errno.EIO, more=True) as state, contextlib.suppress(OSError, tzip.TzipError):
-            new(run).save_files(1, [folder])
-        failed += state.fired
+        with new(run) as store:
+            with fault(n, errno.EIO, more=True) as state, contextlib.suppress(OSError, tzip.TzipError):
+                store.save_files(1, [folder])
+            failed += state.fired
         with new(run) as store:
             steps = [e.step for e in store.log()]
             assert steps in ([0], [1, 0])
@@ -191,11 +197,8 @@ def test_every_call_of_saving_files_fails(tmp_path: Path) -> None:
                 store.restore(step, tmp_path / f"o{n}-{step}")
                 assert (tmp_path / f"o{n}-{step}" / "w.npy").read_bytes() == (second if step else first)
             store.gc(grace=0)
-            assert store.verify(deep=True).faults == []
         assert partials(run) == []
-        if not state.fired:
-            break
-    assert steps == [1, 0]
+        shutil.rmtree(run)
     assert failed > 20
 
 
@@ -220,7 +223,7 @@ def test_full_disk(tmp_path: Path, only: tuple[str, ...]) -> None:
     """From the Nth call on there is no space; when there is some again, all goes on."""
     template = tmp_path / "template"
     before = build(template)
-    for n in range(1, 100):
+    for n in range(1, 200):
         run = shutil.copytree(template, tmp_path / f"r{n}")
         with new(run) as store:
             with fault(n, errno.ENOSPC, only, keep=True) as state:
@@ -298,10 +301,13 @@ def test_two_hundred_kills(tmp_path: Path) -> None:
     latest = killed = 0
     for i in range(200):
         with child(work) as (pid, read):
-            time.sleep(work_for.uniform(0, 0.06))
+            early = b""
+            for _ in range(work_for.choice((0, 1, 1, 2, 3))):
+                early += os.read(read, 1 << 16)
+            time.sleep(work_for.uniform(0, 0.02))
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
-            text = said(read)
+            text = early + said(read)
         assert b"!" not in text, text.decode()
         killed += os.WIFSIGNALED(status)
         acknowledged = [int(line) for line in text.split(b"\n")[:-1]]
@@ -554,16 +560,16 @@ def test_readers_beside_prune_and_gc(tmp_path: Path) -> None:
     for step, checkpoint in opened_.items():  # nothing has been removed yet
         same(states[step], checkpoint.load(threads=1))
         checkpoint.close()
-    opened_ = {step: new(run).open(step) for step in (5,)}
+    early = new(run).open(4)
     store.gc(grace=0)
-    same(states[5], opened_[5].load(threads=1))
+    same(states[4], early.load(threads=1))
     store.save(6, state_of(6))
-    late = new(run).open(5)
+    late = new(run).open(4)
     store.prune(keep_last=1)
     store.gc(grace=0)
-    for checkpoint in (late, opened_[5]):
+    for checkpoint in (late, early):
         with contextlib.suppress(tzip.TzipError):
-            same(states[5], checkpoint.load(threads=1))
+            same(states[4], checkpoint.load(threads=1))
         checkpoint.close()
     with pytest.raises((tzip.CorruptError, StopIteration)):
         for _ in range(9):
@@ -594,6 +600,46 @@ def test_prune_beside_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     store.save(8, state_of(8))
     store.gc(grace=0)
     holds(run, {k: state_of(k) for k in (0, 4, 7, 8)})
+
+
+def test_prune_beside_a_trainer_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packing anew takes longer than a trainer takes from save to save; what was tagged or replaced meanwhile counts."""
+    run = tmp_path / "run"
+    states = build(run)
+    trainer = new(run)
+    trainer.save(5, state_of(5))
+    original = upkeep._Rebase.run
+    runs_ = []
+
+    def rebase(self: Any) -> Any:
+        made = original(self)
+        n = len(runs_)
+        runs_.append(n)
+        if n == 0:
+            trainer.save(6, state_of(6))
+            trainer.save(7, state_of(7))
+        if n == 1:
+            trainer.tag("late", 3)
+        if n == 2:
+            trainer.save(6, state_of(9), replace_step=True)
+        return made
+
+    monkeypatch.setattr(upkeep._Rebase, "run", rebase)
+    with new(run) as other:
+        report = other.prune(keep_last=2, keep_tagged=False)
+        assert (report.kept, runs_) == ([4, 5], [0])
+        assert [e.step for e in other.log()] == [7, 6, 5, 4]
+        monkeypatch.setattr(upkeep._Rebase, "run", original)
+    holds(run, {4: states[4], **{k: state_of(k) for k in (5, 6, 7)}})
+    run = tmp_path / "again"
+    states = build(run)
+    trainer = new(run)
+    monkeypatch.setattr(upkeep._Rebase, "run", rebase)
+    trainer.save(6, state_of(6))
+    with new(run) as other:
+        report = other.prune(keep_last=2)
+        assert (report.kept, runs_) == ([0, 3, 4, 6], [0, 1, 2, 3])
+    holds(run, {0: states[0], 3: states[3], 4: states[4], 6: state_of(9)})
 
 
 def test_what_dead_processes_left(tmp_path: Path) -> None:
