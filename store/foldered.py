@@ -143,4 +143,4 @@ def _safetensors(checkpoint: Checkpoint, threads: int) -> Iterator[bytes | U8]:
 
 def new_entry(step: int, writer: str, note: str, metrics: Mapping[str, float]) -> Entry:
     """Return the entry of a checkpoint of files that is about to be written."""
-    return Entry(step, "", time.time_ns(), "files", writer, note, metrics)
+    return Entry(step, "", max(0, time.time_ns()), "files", writer, note, metrics)

@@ -261,15 +261,13 @@ class Store:
         self._stats.seconds += report.seconds
 
     def _find_base(self, journal: Journal) -> _Base | None:
-        """Return the checkpoint that was saved last, from memory when it is ours."""
-        latest = journal.latest()
-        self._check_alone(latest)
+        """Return the state that was saved last, from memory when it is ours."""
+        self._check_alone(journal.latest())
+        latest = next((e for e in journal.entries() if e.kind == "state"), None)
         if latest is None:
             return None
         if self._base is not None and self._base.entry.object == latest.object:
             return self._base
-        if latest.kind != "state":
-            return None
         with Checkpoint(self.backend, latest) as checkpoint:
             manifest = checkpoint.manifest
             return _Base(latest, manifest.records, manifest.objects, checkpoint.raw(manifest.records, self.threads))
@@ -307,7 +305,7 @@ class Store:
                 for k, r in base.records.items()
                 if below[r.object] + 2 <= self.max_chain and k not in kept
             ]
-        time_ns = time.time_ns()
+        time_ns = max(0, time.time_ns())  # a clock may say what it likes, but a negative time has no form
         made: dict[str, Any] = {}
 
         def describe(own: Mapping[str, Record], info: ObjectInfo) -> bytes:
@@ -520,10 +518,15 @@ def _checked(
             raise UsageError(f"the metric {name!r} is no number: {value!r}") from None
     names = [tags] if isinstance(tags, str) else list(tags)
     _check_tags(names)
+    try:
+        "".join((str(note), *measured)).encode()
+    except UnicodeEncodeError:
+        raise UsageError("a note and the names of metrics must have a UTF-8 form") from None
     return int(step), str(note), measured, names
 
 
 def _check_tags(names: Iterable[Any]) -> None:
     for name in names:
-        if not isinstance(name, str) or not name or name in ("latest", "best") or name.isdecimal():
+        usable = isinstance(name, str) and name and name not in ("latest", "best") and not name.isdecimal()
+        if not usable or any("\ud800" <= c <= "\udfff" for c in name):
             raise UsageError(f"{name!r} is no name for a tag")

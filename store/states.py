@@ -351,7 +351,10 @@ def _scalar(tag: str, rest: list[Any]) -> Any:
         if tag == "z":
             return torch.Size(rest)
         if tag == "D":
-            return torch.device(rest[0])
+            try:
+                return torch.device(rest[0])
+            except RuntimeError as e:
+                raise ValueError(str(e)) from None
         dtype = getattr(torch, rest[0])
         if isinstance(dtype, torch.dtype):
             return dtype

@@ -28,6 +28,7 @@ from tzip.workers import Workers
 LONGEST_CHAIN = 60  # an archive leans on at most 63 others (FORMAT.md, section 2.8)
 MAX_CHAIN = 16  # the default: docs/BENCHMARKS.md, "The store", shows sizes and times of others
 _TRIES = 50
+_IN_FLIGHT = 86400.0  # seconds that no save takes
 _MOSTLY_DEAD = 2  # an object is packed anew when less than 1 / 2 of it is needed
 
 
@@ -320,12 +321,32 @@ def prune(
             finally:
                 rebased.close()
             report = PruneReport([e.step for e in staying], removed, rebased.rewritten, rebased.stored)
-            try:
-                journal.commit(journal.with_entries(new), needs)
-            except StaleHeadError:
-                continue
-            return report
+            if _forget(journal, entries, staying, new, needs, policy):
+                return report
     raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=str(backend.root))
+
+
+def _forget(
+    journal: Journal, entries: list[Entry], staying: list[Entry], new: list[Entry], needs: set[str], policy: Policy
+) -> bool:
+    """Make `new` the entries of the store, and those that were added meanwhile: packing anew may take longer than a trainer
+    takes between two saves. False when any of the old ones was changed, or a tag holds one that was to go: begin again.
+    """
+    seen = {e.object for e in entries}
+    steps = {e.step for e in staying}
+    for _ in range(_TRIES):
+        now = sorted(journal.entries(), key=lambda e: e.seq)
+        added = [e for e in now if e.object not in seen]
+        wanted = _kept(now, journal.head.tags, policy) - {e.step for e in added}
+        if len(now) != len(entries) + len(added) or not wanted <= steps or steps & {e.step for e in added}:
+            return False
+        try:
+            journal.commit(journal.with_entries([*new, *added]), needs)
+        except StaleHeadError:
+            journal = Journal(journal.backend)
+            continue
+        return True
+    return False
 
 
 def _kept(entries: list[Entry], tags: Mapping[str, int], policy: Policy) -> set[int]:
@@ -491,11 +512,13 @@ def _gc(backend: LocalFolder, grace: float) -> GcReport:
         present = backend.object_ids()
         if backend.read_head() != journal.raw:
             raise StaleHeadError
-        now = time.time_ns()
+        now = max(0, time.time_ns())  # a negative time has no form in the head
         known = journal.head.retired
         # A time to come is a clock that was set back: it starts to count now.
         retired = {i: min(known.get(i, now), now) for i in present if i not in wanted}
-        due = {i for i, since in retired.items() if now - since >= grace * 1e9 and (alone or i in known)}
+        # While anybody writes, what is not needed may be what is being written.
+        wait = grace if alone else max(grace, _IN_FLIGHT)
+        due = {i for i, since in retired.items() if now - since >= wait * 1e9}
         partials = backend.sweep_partials() if alone else 0
         backend.sync()  # the head first: were it lost with the power, the one before it would need what goes now
         freed = 0

@@ -10,88 +10,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from faults import fault, files_of, partials, posix
 from forge import noise, safetensors_bytes, weights
 
 import tzip
 from tzip.formats import atomic, source
-
-posix = pytest.mark.skipif(os.name == "nt", reason="signals and locks are those of POSIX")
-CALLS = (
-    "open",
-    "fstat",
-    "link",
-    "replace",
-    "unlink",
-    "fsync",
-    "chmod",
-    "utime",
-    "mkdir",
-    "symlink",
-    "preadv",
-    "scandir",
-    "readlink",
-    "stat",
-    "lstat",
-)
-
-
-class Fault:
-    """Counts calls into the file system and lets call number `at` fail, once or for good."""
-
-    def __init__(self, at: int, code: int, only: tuple[str, ...] | None = None, keep: bool = False) -> None:
-        self.at, self.code, self.only, self.keep = at, code, only, keep
-        self.calls: list[str] = []
-        self.fired = False
-
-    def check(self, name: str) -> None:
-        if self.only is not None and name not in self.only:
-            return
-        self.calls.append(name)
-        if len(self.calls) == self.at or (self.keep and len(self.calls) > self.at):
-            self.fired = True
-            raise OSError(self.code, os.strerror(self.code))
-
-
-class File:
-    """A file whose methods may fail."""
-
-    def __init__(self, file: Any, fault: Fault) -> None:
-        self._file, self._fault = file, fault
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._file, name)
-        if name not in ("write", "truncate", "seek", "read", "flush"):
-            return value
-
-        def method(*args: Any) -> Any:
-            self._fault.check(name)
-            return value(*args)
-
-        return method
-
-
-@contextlib.contextmanager
-def fault(at: int, code: int = errno.EIO, only: tuple[str, ...] | None = None, keep: bool = False) -> Iterator[Fault]:
-    state = Fault(at, code, only, keep)
-    with pytest.MonkeyPatch.context() as patch:
-        for name in CALLS:
-            original = getattr(os, name, None)
-            if original is None:
-                continue
-
-            def wrapped(*args: Any, _name: str = name, _original: Any = original, **kwargs: Any) -> Any:
-                state.check(_name)
-                return _original(*args, **kwargs)
-
-            patch.setattr(os, name, wrapped)
-        original_fdopen = os.fdopen
-        patch.setattr(os, "fdopen", lambda *a, **k: File(original_fdopen(*a, **k), state))
-        yield state
 
 
 @pytest.fixture
@@ -104,18 +32,6 @@ def root(tmp_path: Path) -> Path:
     if os.name != "nt":
         (path / "link").symlink_to("empty")
     return path
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {
-        p.relative_to(folder).as_posix(): os.readlink(p).encode() if p.is_symlink() else p.read_bytes()
-        for p in sorted(folder.rglob("*"))
-        if p.is_symlink() or p.is_file()
-    }
-
-
-def partials(folder: Path) -> list[Path]:
-    return [p for p in folder.rglob("*") if p.name.endswith(".tzip-partial")]
 
 
 # ---------------------------------------------------------------- every call fails once
