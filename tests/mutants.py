@@ -26,11 +26,16 @@ _HEADERS = "test_transforms.py::test_forged_headers_of_deltas_are_refused"
 _TABLES = "test_coders.py::test_faulty_rans_tables_are_refused"
 _AT_ONCE = (f"{_CHUNKS}::test_usual_records_with_a_wrong_sum_are_refused", "test_records.py")
 _CONTAINERS = "test_containers.py"
+_OPCODES = "test_opcodes.py"
 _FIELD = "test_transforms.py::test_fields_past_the_last_are_refused"
 _RULE = "test_format.py::test_a_broken_rule_is_refused"
 _RACE = f"{_FAULTS}::test_output_that_appears_meanwhile_is_not_replaced"
 
 MUTANTS = [
+    Mutant("values of pickles may end anywhere", "formats/opcodes.py", "len(self.more(n)) < n", "False", (_OPCODES,)),
+    Mutant("negative lengths in pickles", "formats/opcodes.py", "if not 0 <= n <= self", "if not n <= self", (_OPCODES,)),
+    Mutant("names of any bytes", "formats/opcodes.py", 'line.decode("ascii")', 'line.decode("latin-1")', (_OPCODES,)),
+    Mutant("shapes without a comma", "formats/npy.py", "{_SIZE}(?:, {_SIZE})+", "{_SIZE}(?:, {_SIZE})*", ("test_npy.py",)),
     Mutant(
         "no decoded sum",
         "chunks.py",

@@ -2,6 +2,7 @@
 
 import io
 import random
+import re
 import struct
 import warnings
 
@@ -212,6 +213,41 @@ def test_headers_of_python_2():
     with pytest.warns(UserWarning, match="Python 2"):
         assert np.load(io.BytesIO(raw)).tobytes() == data.tobytes()
     assert_holds(raw, data, look(raw).tensors[0], "")
+
+
+NUMBERS = ["0", "00", "01", "7", "384", "-1", "1.5", "1L", " 3", "9" * 19, "9" * 20, "", "True", "0x10", "1_0", "２"]
+
+
+@st.composite
+def headers(draw):
+    """A header as numpy writes it, but for one thing or two."""
+    odd = draw(st.sets(st.integers(0, 9), max_size=2))
+    parts = iter(range(10))
+
+    def part(usual, *others):
+        return draw(st.sampled_from(others)) if next(parts) in odd else usual
+
+    numbers = draw(st.lists(st.sampled_from(part(["0", "7", "384"], NUMBERS)), max_size=3))
+    descr = draw(st.sampled_from(sorted(TYPES)))
+    descr = part(f"'{descr}'", "'<f\\x34'", "'|O'", '"<f4"', "[('a', '<f4')]", "'<f\\n4'", "''", "3")
+    flag = part(draw(st.sampled_from(["False", "True"])), "0", "None", "False or True")
+    shape = part(", ", ",", ",  ").join(numbers) + part("," if len(numbers) == 1 else "", ",", " ", "")
+    text = f"{{'descr': {descr}, 'fortran_order': {flag}, 'shape': {part('(', '[', '((')}{shape}{part(')', ']', '))')}, }}"
+    return (text + part("", " ", "#", "\t", "\n", "\0") + part("   ", "") + part("\n", "", "\n\n")).encode("utf-8")
+
+
+@given(headers())
+def test_usual_headers_are_read_as_any_others_are(header):
+    raw = framed(header, bytes(3000))
+    found = []
+    for pattern in (npy._USUAL, re.compile("(?!)")):
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True):
+            patch.setattr(npy, "_USUAL", pattern)
+            try:
+                found.append(look(raw))
+            except ContainerError:
+                found.append("invalid")
+    assert found[0] == found[1]
 
 
 def test_column_major_vectors_are_row_major_too():
