@@ -9,6 +9,7 @@ from math import prod
 import h5py
 import numpy as np
 import pytest
+from promises import promises
 
 from tzip.formats import hdf5_files, hdf5_plain
 from tzip.formats.containers import ContainerError, Contents, Unique
@@ -39,21 +40,6 @@ def span(view) -> int:
     if 0 in view.shape or view.strides is None:
         return prod(view.shape)
     return 1 + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=True))
-
-
-def promises(contents: Contents, size: int) -> None:
-    """What the interface promises of every answer."""
-    at = 0
-    for r in contents.regions:
-        assert at <= r.begin < r.end <= size
-        assert (r.end - r.begin) * 8 % r.dtype.bits == 0
-        at = r.end
-    assert len({v.name for v in contents.tensors}) == len(contents.tensors)
-    for v in contents.tensors:
-        end = v.begin + v.dtype.nbytes(span(v))
-        assert 0 <= v.begin <= end <= size
-        if span(v):
-            assert any(r.begin <= v.begin and end <= r.end and r.dtype is v.dtype for r in contents.regions)
 
 
 def as_array(data: bytes, view):
