@@ -1,5 +1,6 @@
 """HDF5: what is found equals what h5py reads, bit for bit; damaged files are refused and leave the process whole."""
 
+import contextlib
 import random
 import struct
 import sys
@@ -579,3 +580,47 @@ def test_trees_that_share_their_branches_end(small, monkeypatch):
     assert 1000 < len(taken) < 1_000_000
     own_child = struct.pack("<4sBBH16xQQ", b"TREE", 0, 3, 1, 0, at)
     assert not is_plain(copy[:at] + own_child + copy[at + len(own_child) :])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_files(tmp_path, seed):
+    """Groups, links, types, shapes and chunks as they come: the library finds the same."""
+    rng = random.Random(seed)
+
+    def name():
+        return "".join(rng.choices("abcdefghij_: 0123456789", k=rng.randint(1, 12)))
+
+    def add(groups):
+        group = rng.choice(groups)
+        match rng.randrange(12):
+            case 0 | 1 | 2:
+                groups.append(group.create_group(name()))
+            case 3:
+                group[name()] = h5py.SoftLink(f"/{name()}")
+            case 4:
+                group[name()] = rng.choice(groups)
+            case 5:
+                group.attrs[name()] = np.arange(rng.randrange(2000))
+            case 6:
+                del group[rng.choice(list(group))]
+            case _:
+                shape = tuple(rng.choices((0, 1, 2, 3, 7), (1, 3, 3, 3, 3), k=rng.randrange(5)))
+                chunks = {}
+                if shape and 0 not in shape and rng.random() < 0.5:
+                    chunks = {"chunks": tuple(rng.randint(1, n) for n in shape), "maxshape": [None] * len(shape)}
+                made = group.create_dataset(name(), shape, rng.choice((*TYPES, "S3", "V4")), **chunks)
+                if rng.random() < 0.8:
+                    made[...] = np.zeros(shape, made.dtype)
+                if chunks and rng.random() < 0.3:
+                    made.resize([rng.randint(1, 9) for _ in shape])
+
+    def fill(file):
+        groups = [file]
+        for _ in range(rng.choice((10, 60, 300))):
+            with contextlib.suppress(ValueError, IndexError, OSError, KeyError):  # a name is there, or a group is gone
+                add(groups)
+
+    data = written(tmp_path / "r.h5", fill, userblock_size=rng.choice((0, 512)))
+    contents = find(data)
+    assert contents == hdf5_files.inspect(reader(data), data.index(hdf5_files.SIGNATURE), len(data))
+    assert is_plain(data)
