@@ -23,7 +23,7 @@ from tzip.formats.catalogue import FILE, SHA_KNOWN
 from tzip.formats.containers import ContainerError, View, gather, span_bytes
 from tzip.formats.dtypes import OPAQUE, Dtype
 from tzip.formats.envelope import is_packed
-from tzip.formats.recognising import recognise
+from tzip.formats.neighbours import Neighbours
 from tzip.formats.source import Source, open_source
 
 MAX_DEPTH = 64  # archives that lean on each other in a row
@@ -33,7 +33,7 @@ _MOST = 16  # bases that are compared with a tensor
 _NONE = bytes(32)
 _SUFFIXES = (
     ".safetensors", ".tzip", ".pt", ".pth", ".bin", ".ckpt", ".distcp", ".npy", ".npz", ".gguf", ".onnx", ".h5", ".hdf5",
-    ".zip", ".tar",
+    ".zip", ".tar", ".data", ".onnx_data",
 )  # fmt: skip
 
 
@@ -77,6 +77,7 @@ class BaseFile:
         self.name = name
         self.path = path
         self.tensors: dict[str, Base] = {}
+        self.called: dict[str, str] = {}  # names that files beside it give tensors, by those that it has for them
 
     def origin(self) -> Origin:
         """Return where its tensors come from; this may read the whole file."""
@@ -91,16 +92,18 @@ class BaseFile:
 
 
 class _PlainFile(BaseFile):
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, neighbours: Neighbours) -> None:
         super().__init__(os.path.basename(source.name), source.name)
         self.source = source
-        found = recognise(source.read_at, source.size)
+        found = neighbours.find(source, source.name)
         if not found.container:
             raise ContainerError("it is no file of tensors that tzip knows")
         self.views = {view.name: view for view in found.tensors}
         for view in found.tensors:
             elements = math.prod(view.shape)
             self.tensors[view.name] = Base(self, view.name, view.dtype, view.shape, view.dtype.nbytes(elements))
+        theirs = zip(found.tensors, neighbours.named(found, source.name), strict=True)
+        self.called = {view.name: told.name for view, told in theirs}
         self._gathered: tuple[str, U8] | None = None
         self._origin: Origin | None = None
         self._lock = threading.Lock()
@@ -218,6 +221,7 @@ class Bases:
         self._found: dict[tuple[bytes, bytes, str], Base] = {}
         self._by_origin: dict[tuple[bytes, bytes], BaseFile] = {}
         self._beside = beside
+        self._neighbours = Neighbours()
         self.given = paths_of(given)
 
     # ---- packing
@@ -241,7 +245,7 @@ class Bases:
         for file in self.files():
             if os.path.realpath(file.path) != here:
                 for base in file.tensors.values():
-                    by_name.setdefault(base.name, []).append(base)
+                    by_name.setdefault(file.called.get(base.name, base.name), []).append(base)
         names = {name for name, _, _ in tensors}
         spare: dict[tuple[object, ...], list[Base]] = {}
         for name, bases in by_name.items():
@@ -360,7 +364,7 @@ class Bases:
         source = open_source(path)
         try:
             if not is_packed(source.read_at, source.size):
-                return _Opened([_PlainFile(source)], source.close, path, stamp)
+                return _Opened([_PlainFile(source, self._neighbours)], source.close, path, stamp)
         except BaseException:
             source.close()
             raise

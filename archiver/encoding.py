@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from tzip import structure
-from tzip.coders import huffman, order, planes, rans, rows, transforms, zstd
+from tzip.coders import huffman, order, planes, rans, records, rows, transforms, zstd
 from tzip.coders.arrays import I64, U8, U32, Words
 from tzip.coders.counting import Survey, byte_counts
 from tzip.coders.planes import BYTES, PLANES, WORD, Head, Split
@@ -91,7 +91,7 @@ def encode_chunk(
         return record if len(record.record) < len(alone.record) else alone
     found = None if coding == "opaque" else structure.find(raw, width, coding, row, first)
     if found is not None and found.kind == transforms.RECORDS:
-        blocks = _field_blocks(raw, found, level)
+        blocks = _field_blocks(found, level)
         strings = [_string_block(s, level) for s in (found.side_a, found.side_b)]
         if _stored(blocks) + _stored(strings) + 144 + Block.SIZE * len(blocks) < raw.size:
             return _record(PLANES, blocks, raw, width, run, chunk, sum64(raw), (found, strings))
@@ -199,9 +199,9 @@ def _from_base(
     return (found, [_string_block(found.side_a, level), Coded(Block(0))]), blocks
 
 
-def _field_blocks(raw: U8, found: Transformed, level: Level) -> list[Coded]:
+def _field_blocks(found: Transformed, level: Level) -> list[Coded]:
     """Return the blocks of records, whose fields are cut into groups by themselves."""
-    _, parts = transforms.fields(raw, found.side_a, found.c)
+    parts = records.take_apart(found.inner, found.side_a)
     return [_byte_block(part[a:b], 0, level) for part in parts for a, b in pairwise(group_cuts([part.size]))]
 
 

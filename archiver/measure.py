@@ -16,7 +16,8 @@ from tzip.extents import lay_out
 from tzip.formats.catalogue import FILE
 from tzip.formats.containers import ContainerError
 from tzip.formats.layout import CHUNK_ELEMENTS
-from tzip.formats.recognising import Found, recognise
+from tzip.formats.neighbours import Neighbours
+from tzip.formats.recognising import Found
 from tzip.formats.source import Source
 from tzip.plan import LEVELS
 from tzip.tree import collect
@@ -104,7 +105,9 @@ def _timed(work: Callable[[], object]) -> float:
 
 def _sample(path: Any, limit: int) -> list[tuple[U8, int, str, int, int]]:
     """Return (bytes, width, coding, row, first) of chunks at even distances; see encode_chunk."""
-    places = [place for item in collect([path], None) if item.kind == FILE and item.open for place in _places(item.open)]
+    neighbours = Neighbours()
+    items = [item for item in collect([path], None) if item.kind == FILE]
+    places = [place for item in items if item.open for place in _places(item.open, item.original, neighbours)]
     total = sum(n for *_, n in places)
     step = max(1, -(-total // limit))
     chunks = []
@@ -116,10 +119,12 @@ def _sample(path: Any, limit: int) -> list[tuple[U8, int, str, int, int]]:
     return chunks
 
 
-def _places(opener: Callable[[], Source]) -> Iterator[tuple[Callable[[], Source], Run, int, int, int]]:
+def _places(
+    opener: Callable[[], Source], path: str, neighbours: Neighbours
+) -> Iterator[tuple[Callable[[], Source], Run, int, int, int]]:
     with opener() as source:
         try:
-            found = recognise(source.read_at, source.size)
+            found = neighbours.look(source, path)
         except ContainerError:
             found = Found()
         layout = lay_out(source.size, found.regions, found.tensors, header=found.header)

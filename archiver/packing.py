@@ -8,7 +8,6 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,7 +26,7 @@ from tzip.coders.sums import same_bytes, sum64
 from tzip.duplicates import Duplicates, Origin, Run, share
 from tzip.encoding import EncodedChunk, encode_chunk
 from tzip.extents import NO_BASES, Extent, MemberLayout, lay_out
-from tzip.formats import distcp, safetensors_header
+from tzip.formats import safetensors_header
 from tzip.formats.atomic import PartialFile
 from tzip.formats.catalogue import (
     AT_SAME_PLACE,
@@ -44,12 +43,12 @@ from tzip.formats.catalogue import (
     TENSOR,
     Catalogue,
 )
-from tzip.formats.containers import ContainerError, Region, Unique, View, span_bytes, whole_tensors
+from tzip.formats.containers import ContainerError, Region, View, span_bytes, whole_tensors
 from tzip.formats.dtypes import Dtype
 from tzip.formats.layout import CHUNK_ELEMENTS, DONE, MEMBER, ArchiveHeader, ChunkHead, DoneRecord
 from tzip.formats.names import check_name
-from tzip.formats.onnx_files import External, external
-from tzip.formats.recognising import Found, recognise, told_of
+from tzip.formats.neighbours import Neighbours
+from tzip.formats.recognising import Found
 from tzip.formats.source import Source, open_source
 from tzip.formats.writer import ArchiveWriter
 from tzip.plan import level_named
@@ -59,7 +58,6 @@ from tzip.version import __version__
 from tzip.workers import Hasher, Workers, thread_count
 
 SUFFIX = ".tzip"
-_MODELS = 64  # ONNX models of a folder that are asked what they keep in other files
 
 Progress = Callable[[int], None]
 
@@ -127,7 +125,7 @@ class Packer:
         if bases is None and options.base is not None:
             self.bases = Bases(options.base, opener(options.base), chain=_THIS)
         self.leans_on: set[str] = set()
-        self._external: dict[Path, list[External]] = {}
+        self.neighbours = Neighbours()
         self.runs = 0
         self.total = 0
         self.bytes_in = 0
@@ -181,7 +179,7 @@ class Packer:
         where = item.original or item.name
         named = item.name.lower().endswith(".safetensors")
         try:
-            found = recognise(source.read_at, source.size)
+            found = self.neighbours.look(source, item.original)
             if named and not found.container:
                 safetensors_header.parse(source.read_at, source.size)  # which says why it is none
         except ContainerError as e:
@@ -191,40 +189,9 @@ class Packer:
             if self.strict and not silent:
                 raise InputFormatError(fault).at(path=where) from None
             found = Found(warnings=[] if silent else [f"{fault}; packed as plain bytes"])
-        if not found.container and item.original:
-            theirs = self._outside(Path(item.original))
-            found = told_of(theirs, source.size) if theirs else found
-        if found.container == distcp.NAME and item.original:
-            found.tensors = self._renamed(Path(item.original), found.tensors)
         self.warnings += [f"{where}: {warning}" for warning in found.warnings]
         bases = self._bases_of(item, source, found) if self.bases is not None else NO_BASES
         return lay_out(source.size, found.regions, found.tensors, bases, found.header)
-
-    @staticmethod
-    def _renamed(path: Path, tensors: list[View]) -> list[View]:
-        """Return the tensors of a file of a distributed checkpoint under the names that the file beside it gives them."""
-        with suppress(ContainerError, OSError), open_source(path.parent / distcp.METADATA) as source:
-            items = distcp.places(source.read_at, source.size).get(path.name, [])
-            names = Unique()
-            return [replace(view, name=names.name(view.name)) for view in distcp.named(tensors, items)]
-        return tensors
-
-    def _outside(self, path: Path) -> list[External]:
-        """Return the tensors that ONNX models in the folder of a file, or the one above it, keep in that file."""
-        return [
-            told
-            for folder in (path.parent, path.parent.parent)
-            for told in self._told_by(folder)
-            if os.path.normpath(folder / told.location) == os.path.normpath(path)
-        ]
-
-    def _told_by(self, folder: Path) -> list[External]:
-        if folder not in self._external:
-            self._external[folder] = []
-            for model in sorted(folder.glob("*.onnx"))[:_MODELS]:
-                with suppress(ContainerError, OSError), open_source(model) as source:
-                    self._external[folder] += external(source.read_at, source.size)
-        return self._external[folder]
 
     def _bases_of(self, item: Item, source: Source, found: Found) -> Mapping[int, Base]:
         """Return the bases of those regions that are one tensor each, by their places."""

@@ -29,7 +29,8 @@ from tzip.formats.containers import ContainerError, View, span_bytes, whole_tens
 from tzip.formats.dtypes import Dtype
 from tzip.formats.envelope import is_packed
 from tzip.formats.layout import CHUNK_ELEMENTS, ChunkHead
-from tzip.formats.recognising import Found, recognise
+from tzip.formats.neighbours import Neighbours
+from tzip.formats.recognising import Found
 from tzip.formats.source import Source, open_source
 from tzip.plan import LEVELS
 from tzip.report_charts import require
@@ -96,7 +97,7 @@ class _Estimate:
 
 def _plain(source: Source, base: Any, threads: int) -> Figures:
     try:
-        found = recognise(source.read_at, source.size)
+        found = Neighbours().look(source, source.name if os.path.exists(source.name) else "")
     except ContainerError as e:
         found = Found(warnings=[f"{e}; all of it is taken as plain bytes"])
     figures = Figures(os.path.basename(source.name) or source.name, found.container, source.size, warnings=found.warnings)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tzip.coders import grid, transforms, vocabulary
+from tzip.coders import grid, records, transforms, vocabulary
 from tzip.coders.arrays import U8, Words
 from tzip.coders.fitting import cost, quantize
 from tzip.coders.planes import SPLITS, WORD
@@ -17,6 +17,7 @@ from tzip.formats.layout import GROUP_ELEMENTS
 
 _LEAST = 256  # elements; below, the 64 bytes of a transform header are a tenth of the chunk
 _HEADER, _ENTRY, _TABLE = 64 * 8, 16 * 8, 132 * 8  # bits: transform header, block entry, states of a coded block
+_SAMPLE_RECORDS = 4096
 _SAMPLE_RUNS, _SAMPLE_RUN = 64, 256
 _CONTAINERS = {"bf16": grid.BF16, "f16": grid.F16, "f32": grid.F32_ELEMENTS}
 _FLOATS = {s.name: s for s in SPLITS.values() if s.head is not None}
@@ -166,8 +167,11 @@ def _records(raw: U8, row: int, first: int) -> list[Candidate]:
     plan = _PLANS.get(row)
     if plan is None or raw.size < 4 * row:
         return []
-    made, parts = transforms.fields(raw, plan, -first % row)
-    size = sum(_symbols(counts_of(part, 0, 8), part.size) for part in parts)
+    made = transforms.fields(raw, plan, -first % row)
+    table = made.inner.reshape(-1, row)
+    sample = np.ascontiguousarray(table[:: -(-len(table) // _SAMPLE_RECORDS)])
+    parts = records.take_apart(sample.reshape(-1), plan)
+    size = sum(_symbols(counts_of(part, 0, 8), part.size // len(sample) * len(table)) for part in parts)
     return [(size + (made.side_a.size + made.side_b.size) * 8 + _HEADER, made)]
 
 

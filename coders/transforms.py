@@ -495,18 +495,17 @@ def rows(raw: U8, width: int, row: int, first: int, classes: U8, groups: int) ->
     return Transformed(ROWS, inner.view(np.uint8), width, a=groups, b=row, c=first, side_a=classes)
 
 
-def fields(raw: U8, plan: U8, first: int) -> tuple[Transformed, list[U8]]:
-    """Return records of plan.size bytes, of which the first whole one begins at byte `first`, as bytes of their fields.
+def fields(raw: U8, plan: U8, first: int) -> Transformed:
+    """Return records of plan.size bytes, of which the first whole one begins at byte `first`, not yet taken apart.
 
-    `plan`: the field of each byte of a record, below 8. The second result has the bytes of each field that has any.
+    `plan`: the field of each byte of a record, below 8.
     """
     count = (raw.size - first) // plan.size
     end = first + count * plan.size
     inner = raw[first:end]
     sizes_ = records.sizes(plan, count).astype(np.uint32).tobytes()
     loose = np.concatenate((raw[:first], raw[end:]))
-    made = Transformed(RECORDS, inner, 1, b=plan.size, c=first, side_a=plan, side_b=loose, sizes=sizes_)
-    return made, records.take_apart(inner, plan)
+    return Transformed(RECORDS, inner, 1, b=plan.size, c=first, side_a=plan, side_b=loose, sizes=sizes_)
 
 
 def codes(raw: U8, width: int) -> Transformed | None:

@@ -9,7 +9,8 @@ from bisect import bisect_right
 from dataclasses import replace
 
 from tzip.formats.containers import ContainerError, Contents, Inner, Read, View
-from tzip.formats.pickles import Map, Opaque, Stream, load
+from tzip.formats.opcodes import Stream
+from tzip.formats.pickles import Map, Opaque, load
 
 NAME = "DCP"
 METADATA = ".metadata"

@@ -1,11 +1,12 @@
-"""HDF5 files, such as Keras's weights: where its datasets lie. The h5py library walks the structures, and reads no element.
+"""HDF5 files: where their datasets lie. The usual ones are read by `hdf5_plain`; the h5py library walks the structures of all
+others, and reads no element.
 
 Datasets in one piece, and chunks without filters, hold elements as they are; compressed, compact, virtual and external ones
 stay bytes, as do all types that are not exactly numpy's little-endian ones. Only hard links are followed, each object once.
 
 HDF5 is a C library, and files with a few changed bytes made it crash and run without end (HDF5 2.0), which no `except`
 prevents. So it works in a process of its own, which asks for the bytes it wants, has limited time and memory, and answers in
-JSON. That costs 0.3 s a file, most of it for importing numpy and h5py.
+JSON. That costs 0.2 s a file, most of it for importing numpy and h5py.
 """
 
 import importlib.util
@@ -21,14 +22,12 @@ from typing import Any, BinaryIO
 
 from tzip.formats.containers import ContainerError, Contents, Read, Region, View
 from tzip.formats.dtypes import BY_NAME, Dtype, from_numpy
+from tzip.formats.hdf5_plain import MAX_CHUNKS, MAX_DEPTH, MAX_OBJECTS, Datasets, plain
+from tzip.formats.hdf5_plain import NAME as NAME
 
-NAME = "hdf5"
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 USER_BLOCKS = (0, 512, 1024, 2048)  # bytes of other content that may precede: any power of two; these are looked at
 MAX_METADATA = 100_000_000
-MAX_OBJECTS = 100_000
-MAX_DEPTH = 64
-MAX_CHUNKS = 1 << 18
 MAX_SECONDS = 60.0  # 20,000 datasets take 7
 MAX_MEMORY = 8 << 30  # of address space
 _ASK = struct.Struct("<QQ")  # offset and bytes wanted; no bytes: the answer follows, that many bytes of JSON
@@ -41,8 +40,10 @@ def find(read: Read, size: int) -> Contents | None:
     base = next((n for n in USER_BLOCKS if head[n : n + len(SIGNATURE)] == SIGNATURE), None)
     if base is None:
         return None
+    if (found := plain(read, base, size)) is not None:
+        return found
     if importlib.util.find_spec("h5py") is None:
-        return Contents(NAME, warnings=["to find its tensors, pip install 'tensor-tzip[h5py]'"])
+        return Contents(NAME, warnings=["it is not of the usual form: to find its tensors, pip install 'tensor-tzip[h5py]'"])
     code = f"import sys; sys.path = {sys.path!r}; {_CHILD}"
     command = [sys.executable, "-c", code, str(base), str(size)]
     try:
@@ -183,19 +184,20 @@ class _Walk:
     """One walk through the groups of a file, by the library's low-level interface: nothing is opened by its path."""
 
     def __init__(self, h5py: Any, base: int) -> None:
-        self.h5py, self.base = h5py, base
-        self.found = Contents(NAME)
+        self.h5py = h5py
+        self.datasets = Datasets(base, MAX_CHUNKS)
         self.seen = set[tuple[int, int]]()
-        self.chunks_left, self.names_left = MAX_CHUNKS, MAX_METADATA
+        self.names_left = MAX_METADATA
         self.big_endian = 0
 
     def contents(self, root: Any) -> Contents:
         """Return what the groups hold, names in the order in which the file lists them."""
         self._group(self.h5py.h5o.open(root, b"/"), b"", 0)
-        self.found.regions.sort(key=lambda r: r.begin)
+        found = self.datasets.found
+        found.regions.sort(key=lambda r: r.begin)
         if self.big_endian:
-            self.found.warnings.append(f"{self.big_endian} datasets are big-endian: kept as bytes")
-        return self.found
+            found.warnings.append(f"{self.big_endian} datasets are big-endian: kept as bytes")
+        return found
 
     def _group(self, group: Any, path: bytes, depth: int) -> None:
         if depth > MAX_DEPTH:
@@ -231,11 +233,18 @@ class _Walk:
         if math.prod(n or 1 for n in shape) >= 1 << 63:
             raise ContainerError(f"dataset {name!r} has too many elements")
         if 0 in shape:
-            self.found.tensors.append(View(name, dtype, shape, self.base))
+            self.datasets.empty(name, dtype, shape)
         elif layout == h5d.CONTIGUOUS:
-            self._contiguous(dataset, name, dtype, shape)
+            offset = dataset.get_offset()
+            if offset is not None:  # never written: its elements have no bytes
+                self.datasets.contiguous(name, dtype, shape, offset, dataset.get_storage_size())
         else:
-            self._chunked(dataset, name, dtype, shape, plan.get_chunk())
+            stored: list[tuple[tuple[int, ...], int, int]] = []
+            left = self.datasets.chunks_left
+            dataset.chunk_iter(
+                lambda one: stored.append((one.chunk_offset, one.byte_offset, one.size)) if len(stored) <= left else True
+            )
+            self.datasets.chunked(name, dtype, shape, plan.get_chunk(), stored)
 
     def _dtype(self, dataset: Any) -> Dtype | None:
         """Return the element type when the file's is exactly what numpy has: h5py alone would take the next wider one."""
@@ -255,45 +264,3 @@ class _Walk:
             return dtype if dtype and kind.equal(h5t.py_create(found, logical=True)) else None
         except (TypeError, ValueError):  # a type without a counterpart in numpy
             return None
-
-    def _contiguous(self, dataset: Any, name: str, dtype: Dtype, shape: tuple[int, ...]) -> None:
-        offset = dataset.get_offset()
-        if offset is None:
-            return  # never written: its elements have no bytes
-        nbytes = dtype.nbytes(math.prod(shape))
-        if dataset.get_storage_size() != nbytes:
-            raise ContainerError(f"dataset {name!r} has {dataset.get_storage_size()} bytes, not {nbytes}")
-        self._add(offset, nbytes, dtype, shape)
-        self.found.tensors.append(View(name, dtype, shape, self.base + offset))
-
-    def _chunked(self, dataset: Any, name: str, dtype: Dtype, shape: tuple[int, ...], chunk: tuple[int, ...]) -> None:
-        """Add the chunks as regions, and the dataset as a tensor when they lie one after the other like its rows."""
-        stored: list[Any] = []
-        left = self.chunks_left
-        dataset.chunk_iter(lambda info: stored.append(info) if len(stored) <= left else True)
-        self.chunks_left -= len(stored)
-        if self.chunks_left < 0:
-            raise ContainerError(f"it has more than {MAX_CHUNKS} chunks")
-        nbytes = dtype.nbytes(math.prod(chunk))
-        runs: list[list[int]] = []  # chunks that touch are one region: a dataset of small ones is not a thousand
-        for info in sorted(stored, key=lambda info: info.byte_offset):
-            if info.size != nbytes:
-                raise ContainerError(f"dataset {name!r} has a chunk of {info.size} bytes, not {nbytes}")
-            if runs and runs[-1][1] == info.byte_offset:
-                runs[-1][1] += nbytes
-            else:
-                runs.append([info.byte_offset, info.byte_offset + nbytes])
-        for begin, end in runs:
-            self._add(begin, end - begin, dtype, chunk)
-        stored.sort(key=lambda info: info.chunk_offset)
-        starts = [(info.chunk_offset[0], info.byte_offset) for info in stored]
-        like_rows = len(runs) == 1 and starts == [(i * chunk[0], runs[0][0] + i * nbytes) for i in range(len(stored))]
-        if like_rows and len(stored) * chunk[0] >= shape[0] and all(c >= n for c, n in zip(chunk[1:], shape[1:], strict=True)):
-            strides = None
-            if chunk[1:] != shape[1:]:  # chunks may be wider than the data
-                strides = tuple(math.prod(chunk[i + 1 :]) for i in range(len(chunk)))
-            self.found.tensors.append(View(name, dtype, shape, self.base + runs[0][0], strides))
-
-    def _add(self, offset: int, nbytes: int, dtype: Dtype, shape: tuple[int, ...]) -> None:
-        begin = self.base + offset
-        self.found.regions.append(Region(begin, begin + nbytes, dtype, shape[-1] if len(shape) > 1 else 0))

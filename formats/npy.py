@@ -24,6 +24,11 @@ _ELEMENTS = {
     "f2": "F16", "f4": "F32", "f8": "F64", "c8": "C64", "c16": "C128", "M8": "I64", "m8": "I64",
 }  # fmt: skip
 _DESCR = re.compile(r"([<>|=]?)(([A-Za-z])([0-9]{1,9}))(\[[^\]]*\])?")
+_SIZE = "(?:0|[1-9][0-9]{0,18})"
+_SHAPE = rf"\(((?:{_SIZE},|{_SIZE}(?:, {_SIZE})+)?)\)"
+_USUAL = re.compile(  # as numpy writes it
+    rf"\{{'descr': '([A-Za-z0-9<>|=\[\]]*)', 'fortran_order': (True|False), 'shape': {_SHAPE}, \}} *\n?"
+)
 _PYTHON_2_LONG = re.compile(r"(?<=[0-9])L\b")
 
 
@@ -111,6 +116,8 @@ def _header(raw: bytes) -> tuple[object, bool, tuple[int, ...]]:
     """Return (descr, fortran_order, shape)."""
     try:
         text = raw.decode("latin-1")  # UTF-8 in version 3.0: only names of fields differ, which nobody needs
+        if usual := _USUAL.fullmatch(text):  # 3 us; for the others, Python's compiler takes 60
+            return usual[1], usual[2] == "True", tuple(int(n) for n in usual[3].split(",") if n)
         try:
             header = ast.literal_eval(text)
         except SyntaxError:

@@ -14,6 +14,8 @@ from tzip.coders.arrays import U8
 from tzip.coders.errors import UsageError
 from tzip.formats.layout import is_url
 
+_SMALL = 1 << 16
+
 
 class Source:
     """Bytes that can be read at any offset, by several threads at once. `name` is for messages."""
@@ -88,7 +90,12 @@ class FileSource(Source):
         super().__init__(name, file.seek(0, os.SEEK_END))
 
     def read_at(self, offset: int, n: int) -> bytes:
-        buffer = bytearray(max(0, min(n, self.size - offset)))
+        n = max(0, min(n, self.size - offset))
+        if self._fd is not None and 0 < n <= _SMALL:  # a third of the time that they take by way of a buffer
+            data = os.pread(self._fd, n, offset)
+            if len(data) == n:
+                return data
+        buffer = bytearray(n)
         return bytes(memoryview(buffer)[: self.readinto_at(offset, memoryview(buffer))])
 
     def readinto_at(self, offset: int, buffer: memoryview) -> int:

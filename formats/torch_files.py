@@ -7,11 +7,13 @@ keys, indices and attributes joined by dots, those of a module as in its state_d
 from a storage alone has no name: quantised and sparse tensors, those of subclasses, complex ones that are kept conjugated.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import cast
 
 from tzip.formats.containers import ContainerError, Contents, Read, Region, Unique, View
 from tzip.formats.dtypes import BY_NAME, Dtype
-from tzip.formats.pickles import MAX_BYTES, Global, Map, Stream, load, reached
+from tzip.formats.opcodes import MAX_BYTES, Stream
+from tzip.formats.pickles import Global, Map, load, reached
 from tzip.formats.zip_files import STORED, entries
 
 NAME = "torch"
@@ -56,23 +58,21 @@ class _Tensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None
-
-    def span(self) -> int:
-        """Return the bytes from the first element to the last."""
-        if 0 in self.shape:
-            return 0
-        strides = self.strides or _row_major(self.shape)
-        return _width(self.dtype) * (1 + sum((n - 1) * s for n, s in zip(self.shape, strides, strict=True)))
+    span: int  # bytes from the first element to the last
 
 
 @dataclass(slots=True, eq=False, repr=False)
 class _Storage:
-    """`size` bytes, somewhere in the file. The dtype is what the pickle says, U8 when it says nothing."""
+    """`size` bytes, somewhere in the file. The dtype is what the pickle says, U8 when it says nothing.
+
+    `used` has, by the names of types, the bytes that tensors use as them; `rows` the span of the largest row-major table and
+    the length of its rows. (The tensors themselves would make cycles, which the garbage collector had to find.)
+    """
 
     dtype: Dtype
-    typed: bool
     size: int
-    users: list[_Tensor] = field(default_factory=list)
+    used: dict[str, int]
+    rows: dict[str, tuple[int, int]] = field(default_factory=dict)
     begin: int | None = None
 
 
@@ -175,8 +175,10 @@ class _Reader:
             raise ContainerError(f"it has a storage of the unknown type {kind[:100]!r}")
         dtype = BY_NAME[_STORAGES[type_name]]
         size = count * _width(dtype)
-        storage = self.storages.setdefault(key, _Storage(dtype, type_name != "Untyped", size))
-        if storage.size != size:
+        storage = self.storages.get(key)
+        if storage is None:
+            storage = self.storages[key] = _Storage(dtype, size, {dtype.name: 0} if type_name != "Untyped" else {})
+        elif storage.size != size:
             raise ContainerError(f"its storage {key[:100]!r} has two sizes")
         match rest:
             case [(_, int(first), int(part))] if 0 <= first <= first + part <= count:
@@ -187,14 +189,15 @@ class _Reader:
 
     def call(self, name: str, arguments: _Tuple) -> object:
         """Return the tensor, or what is around it, that a function rebuilds; None when the function is not known."""
-        if name in ("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type"):
-            match arguments:
-                case (Global(name=inner), Global(name=kind), tuple() as theirs, *_) if kind in _BASES:
-                    name, arguments = inner, theirs
-        if name in _FIRST and arguments:
-            return arguments[0]
         if name not in _TENSORS:
-            return None
+            if name in ("torch._tensor._rebuild_from_type_v2", "torch._tensor._rebuild_from_type"):
+                match arguments:
+                    case (Global(name=inner), Global(name=kind), tuple() as theirs, *_) if kind in _BASES:
+                        name, arguments = inner, theirs
+            if name in _FIRST and arguments:
+                return arguments[0]
+            if name not in _TENSORS:
+                return None
         match arguments:  # … whether it requires a gradient, hooks, its type in v3, whether it is to be conjugated or negated
             case (_Slice() as part, int(offset), tuple() as shape, tuple() as strides, _, _, Global(name=element), *rest):
                 dtype = BY_NAME.get(_DTYPES.get(element, ""))
@@ -202,19 +205,30 @@ class _Reader:
                 dtype, rest = part.storage.dtype, rest[2:]
             case _:
                 return None
-        marked = any(isinstance(m, Map) and m.pairs for m in rest)
-        return None if dtype is None or marked else self._tensor(part, dtype, offset, shape, strides)
+        for mark in rest:
+            if isinstance(mark, Map) and mark.pairs:
+                return None
+        return None if dtype is None else self._tensor(part, dtype, offset, shape, strides)
 
     def _tensor(self, part: _Slice, dtype: Dtype, offset: int, shape: _Tuple, strides: _Tuple) -> _Tensor | None:
         sizes, steps = _sizes(shape), _sizes(strides)
         if sizes is None or steps is None or len(sizes) != len(steps) or not 0 <= offset < 1 << 63:
             return None
-        plain = 0 in sizes or all(n == 1 or s == w for n, s, w in zip(sizes, steps, _row_major(sizes), strict=True))
-        tensor = _Tensor(part.storage, dtype, part.first + offset, sizes, None if plain else steps)
-        span = tensor.span()
-        if span and tensor.offset * _width(dtype) + span > part.storage.size:
+        plain, elements, last = True, 1, 0  # … row-major without gaps; the last element counts from the first
+        for n, step in zip(reversed(sizes), reversed(steps), strict=True):
+            if step != elements and n != 1:
+                plain = False
+            elements *= n
+            last += (n - 1) * step
+        width = _width(dtype)
+        span = (last + 1) * width if elements else 0
+        tensor = _Tensor(part.storage, dtype, part.first + offset, sizes, None if plain or not elements else steps, span)
+        if span and tensor.offset * width + span > part.storage.size:
             raise ContainerError("it has a tensor that reaches beyond its storage")
-        part.storage.users.append(tensor)
+        used, rows = part.storage.used, part.storage.rows
+        used[dtype.name] = used.get(dtype.name, 0) + span
+        if tensor.strides is None and len(sizes) > 1 and span > rows.get(dtype.name, (0, 0))[0]:
+            rows[dtype.name] = (span, _elements(tensor)[-1])
         return tensor
 
 
@@ -226,15 +240,10 @@ def _width(dtype: Dtype) -> int:
 def _sizes(values: _Tuple) -> tuple[int, ...] | None:
     if len(values) > _DIMENSIONS:
         return None
-    sizes = tuple(v for v in values if isinstance(v, int) and 0 <= v < 1 << 63)
-    return sizes if len(sizes) == len(values) else None
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides = [1] * len(shape)
-    for i in range(len(shape) - 1, 0, -1):
-        strides[i - 1] = strides[i] * shape[i]
-    return tuple(strides)
+    for v in values:
+        if not isinstance(v, int) or not 0 <= v < 1 << 63:
+            return None
+    return cast("tuple[int, ...]", values)
 
 
 def _contents(parts: list[tuple[_Reader, str | None, object]], warnings: list[str]) -> Contents:
@@ -245,26 +254,24 @@ def _contents(parts: list[tuple[_Reader, str | None, object]], warnings: list[st
     for _, top, root in parts:
         for path, tensor in reached(root, _Tensor, top, _TRANSPARENT):
             name = "tensor" if path is None else path
-            if (view := _view(name, tensor)) is None or name.encode(errors="ignore").decode() != name:
+            begin = tensor.storage.begin
+            if begin is None or not _is_seen(tensor) or name.encode(errors="ignore").decode() != name:
                 continue  # a lone surrogate has no UTF-8 form
             total += len(name)
             if total > _NAMES:
                 raise ContainerError(f"the names of its tensors have more than {_NAMES} characters")
-            tensors.append(replace(view, name=names.name(name)))
+            tensors.append(_view(names.name(name), tensor, begin))
     return Contents(NAME, regions, tensors, warnings=warnings)
 
 
 def _region(storage: _Storage) -> Region | None:
     """Return the region of a storage, of the type that most of its bytes are used as; that type is then the storage's."""
-    used = {storage.dtype: 0} if storage.typed else {}
-    for tensor in storage.users:
-        used[tensor.dtype] = used.get(tensor.dtype, 0) + tensor.span()
-    if storage.begin is None or not used:
+    if storage.begin is None or not storage.used:
         return None
-    storage.dtype = dtype = max(used, key=used.__getitem__)
-    tables = [t for t in storage.users if t.dtype is dtype and t.strides is None and len(t.shape) > 1 and 0 not in t.shape]
-    row = _elements(max(tables, key=_Tensor.span))[-1] if tables else 0
+    name = max(storage.used, key=storage.used.__getitem__)
+    storage.dtype = dtype = BY_NAME[name]
     size = storage.size - storage.size % _width(dtype)
+    _, row = storage.rows.get(name, (0, 0))
     return Region(storage.begin, storage.begin + size, dtype, row) if size else None
 
 
@@ -273,11 +280,14 @@ def _elements(tensor: _Tensor) -> tuple[int, ...]:
     return (*tensor.shape[:-1], 2 * tensor.shape[-1]) if tensor.dtype.bits == 4 else tensor.shape
 
 
-def _view(name: str, tensor: _Tensor) -> View | None:
-    storage = tensor.storage
-    if storage.begin is None or tensor.dtype is not storage.dtype:
-        return None
-    if tensor.dtype.bits == 4 and (tensor.strides is not None or not tensor.shape):
-        return None  # halves of bytes have no strides
-    at = storage.begin + min(tensor.offset * _width(tensor.dtype), storage.size)  # only an empty tensor may lie beyond
+def _is_seen(tensor: _Tensor) -> bool:
+    """Whether it can be read as a view of the region of its storage."""
+    if tensor.dtype is not tensor.storage.dtype:
+        return False
+    return tensor.dtype.bits != 4 or (tensor.strides is None and tensor.shape != ())  # halves of bytes have no strides
+
+
+def _view(name: str, tensor: _Tensor, begin: int) -> View:
+    """Return a tensor of a storage that begins there, under a name."""
+    at = begin + min(tensor.offset * _width(tensor.dtype), tensor.storage.size)  # only an empty tensor may lie beyond
     return View(name, tensor.dtype, _elements(tensor), at, tensor.strides)

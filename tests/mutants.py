@@ -26,11 +26,22 @@ _HEADERS = "test_transforms.py::test_forged_headers_of_deltas_are_refused"
 _TABLES = "test_coders.py::test_faulty_rans_tables_are_refused"
 _AT_ONCE = (f"{_CHUNKS}::test_usual_records_with_a_wrong_sum_are_refused", "test_records.py")
 _CONTAINERS = "test_containers.py"
+_OPCODES = "test_opcodes.py"
+_HDF5 = "test_hdf5_files.py::test_one_change_to_a_plain_file"
+_TREES = "test_hdf5_files.py::test_trees_that_share_their_branches_end"
 _FIELD = "test_transforms.py::test_fields_past_the_last_are_refused"
 _RULE = "test_format.py::test_a_broken_rule_is_refused"
 _RACE = f"{_FAULTS}::test_output_that_appears_meanwhile_is_not_replaced"
 
 MUTANTS = [
+    Mutant("plain HDF5 files may be cut", "formats/hdf5_plain.py", " or end > self._base + self._end", "", (_HDF5,)),
+    Mutant("trees without levels", "formats/hdf5_plain.py", "height != level", "False", (_TREES,)),
+    Mutant("names that do not ascend", "formats/hdf5_plain.py", "name <= last or ", "", (_HDF5,)),
+    Mutant("shared messages", "formats/hdf5_plain.py", "flags & _SHARED or ", "", (_HDF5,)),
+    Mutant("values of pickles may end anywhere", "formats/opcodes.py", "len(self.more(n)) < n", "False", (_OPCODES,)),
+    Mutant("negative lengths in pickles", "formats/opcodes.py", "if not 0 <= n <= self", "if not n <= self", (_OPCODES,)),
+    Mutant("names of any bytes", "formats/opcodes.py", 'line.decode("ascii")', 'line.decode("latin-1")', (_OPCODES,)),
+    Mutant("shapes without a comma", "formats/npy.py", "{_SIZE}(?:, {_SIZE})+", "{_SIZE}(?:, {_SIZE})*", ("test_npy.py",)),
     Mutant(
         "no decoded sum",
         "chunks.py",

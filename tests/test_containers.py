@@ -8,6 +8,7 @@ import pickle
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -265,10 +266,7 @@ def test_differences_cross_containers(old: str, new: str, tmp_path: Path) -> Non
 
 def test_onnx_tensors_in_another_file(tmp_path: Path) -> None:
     arrays = {"a": weights(1 << 17).reshape(128, -1), "b": weights(1 << 16, 1), "small": weights(8, 2)}
-    graph = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(v, k) for k, v in arrays.items()])
-    folder = tmp_path / "model"
-    folder.mkdir()
-    onnx.save(onnx.helper.make_model(graph), folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    folder = with_outside(tmp_path / "model", arrays).parent
     files = {p.name: p.read_bytes() for p in folder.iterdir()}
     report = tzip.pack(folder, tmp_path / "m.tzip")
     assert report.bytes_out < 0.86 * sum(map(len, files.values()))
@@ -279,11 +277,61 @@ def test_onnx_tensors_in_another_file(tmp_path: Path) -> None:
             assert archive[name].tobytes() == value.tobytes()
 
 
-def distributed(folder: Path) -> dict[str, torch.Tensor]:
+def with_outside(folder: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """Save an ONNX model that keeps its tensors in another file; return that file."""
+    folder.mkdir()
+    graph = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(v, k) for k, v in arrays.items()])
+    onnx.save(onnx.helper.make_model(graph), folder / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    return folder / "m.data"
+
+
+def moved(value: np.ndarray) -> np.ndarray:
+    """The same with small changes."""
+    return (value.view(f"u{value.itemsize}") + (np.arange(value.size) % 9 == 0).reshape(value.shape)).view(value.dtype)
+
+
+def test_tensors_in_another_file_have_bases(tmp_path: Path) -> None:
+    arrays = {"b": weights(1 << 16, 1), "a": weights(1 << 17).reshape(128, -1)}
+    old = with_outside(tmp_path / "old", arrays)
+    new = with_outside(tmp_path / "new", {"a": moved(arrays["a"]), "b": moved(arrays["b"])})
+    tzip.pack(new, tmp_path / "n.tzip", base=old)
+    assert (tmp_path / "n.tzip").stat().st_size < 0.2 * new.stat().st_size
+    with tzip.open(tmp_path / "n.tzip", base=tmp_path / "old") as archive:
+        assert archive.member_bytes("m.data") == new.read_bytes()
+        assert archive["a"].tobytes() == moved(arrays["a"]).tobytes()
+
+
+def test_measures_and_reports_ask_the_neighbours(tmp_path: Path) -> None:
+    from tzip.measure import measure
+    from tzip.report import report
+
+    data = with_outside(tmp_path / "model", {"some weights": weights(1 << 17).reshape(128, -1)})
+    assert measure(data, levels=("fast",), repeat=1)[0].bytes_out < 0.86 * data.stat().st_size
+    assert "some weights" in report(data)
+    distributed(tmp_path / "ckpt")
+    (path,) = (tmp_path / "ckpt").glob("*.distcp")
+    assert "model.layer.1.w" in report(path)
+    (tmp_path / "ckpt" / ".metadata").unlink()
+    assert "model.layer.1.w" not in report(path)
+
+
+def test_distributed_checkpoints_have_bases_by_name(tmp_path: Path) -> None:
+    """Without names the right one of many alike is not found; an archive needs no metadata beside its base to be read."""
+    distributed(tmp_path / "old", range(40), 1 << 15)
+    distributed(tmp_path / "new", (39, 38), 1 << 15)
+    (path,) = (tmp_path / "new").glob("*.distcp")
+    tzip.pack(path, tmp_path / "n.tzip", base=tmp_path / "old")
+    assert (tmp_path / "n.tzip").stat().st_size < 0.1 * path.stat().st_size
+    (tmp_path / "old" / ".metadata").unlink()
+    with tzip.open(tmp_path / "n.tzip", base=tmp_path / "old") as archive:
+        assert archive.member_bytes(path.name) == path.read_bytes()
+
+
+def distributed(folder: Path, layers: Iterable[int] = range(3), size: int = 1 << 17) -> dict[str, torch.Tensor]:
     """Save a distributed checkpoint; return its tensors."""
     from torch.distributed import checkpoint
 
-    state = {f"layer.{i}.w": torch.from_numpy(weights(1 << 17, i).reshape(512, -1)).bfloat16() for i in range(3)}
+    state = {f"layer.{i}.w": torch.from_numpy(weights(size, i).reshape(512, -1)).bfloat16() for i in layers}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         checkpoint.save(

@@ -7,6 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFReader, GGUFWriter
+from promises import promises
 
 from tzip.formats import gguf_files
 from tzip.formats.containers import ContainerError, Contents
@@ -33,21 +34,6 @@ def find(data: bytes) -> Contents | None:
     else:
         promises(contents, len(data))
     return contents
-
-
-def promises(contents: Contents, size: int) -> None:
-    """What the interface promises of every answer."""
-    at = 0
-    for r in contents.regions:
-        assert at <= r.begin < r.end <= size
-        assert (r.end - r.begin) * 8 % r.dtype.bits == 0
-        at = r.end
-    assert len({v.name for v in contents.tensors}) == len(contents.tensors)
-    for v in contents.tensors:
-        assert 0 <= v.begin <= size
-        end = v.begin + v.dtype.nbytes(int(np.prod([int(n) for n in v.shape], dtype=object)))
-        if end > v.begin:
-            assert any(r.begin <= v.begin and end <= r.end and r.dtype is v.dtype for r in contents.regions)
 
 
 def view_bytes(data: bytes, view) -> bytes:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from promises import promises
 
 from tzip.formats import onnx_files
 from tzip.formats.containers import ContainerError, Contents
@@ -30,23 +31,6 @@ def find(data: bytes) -> Contents | None:
     if contents is not None:
         promises(contents, len(data))
     return contents
-
-
-def promises(contents: Contents, size: int) -> None:
-    """What the interface promises of every answer."""
-    at = 0
-    for r in contents.regions:
-        assert at <= r.begin < r.end <= size
-        assert (r.end - r.begin) * 8 % r.dtype.bits == 0
-        at = r.end
-    assert len({v.name for v in contents.tensors}) == len(contents.tensors)
-    regions = {r.begin: r for r in contents.regions}
-    for v in contents.tensors:
-        nbytes = v.dtype.nbytes(prod(v.shape))
-        assert 0 <= v.begin <= v.begin + nbytes <= size
-        if nbytes:
-            r = regions[v.begin]
-            assert (r.dtype, r.end) == (v.dtype, v.begin + nbytes)
 
 
 def raw_tensor(name, kind, shape, raw) -> TensorProto:

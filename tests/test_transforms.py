@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tzip.coders import grid as grids
-from tzip.coders import order, sampling, transforms, vocabulary
+from tzip.coders import order, records, sampling, transforms, vocabulary
 from tzip.coders.errors import CorruptError, UnsupportedError
 from tzip.coders.transforms import (
     DELTA,
@@ -304,8 +304,8 @@ def _codes(data: np.ndarray, width: int) -> Transformed:
 
 
 def _records(data: np.ndarray, size: int = 34, first: int = 5) -> Transformed:
-    made, parts = transforms.fields(data, np.arange(size, dtype=np.uint8) % 7, first)
-    return replace(made, inner=np.concatenate(parts))
+    made = transforms.fields(data, np.arange(size, dtype=np.uint8) % 7, first)
+    return replace(made, inner=np.concatenate(records.take_apart(made.inner, made.side_a)))
 
 
 @pytest.mark.parametrize("field", [8, 9, 255])
@@ -322,7 +322,8 @@ def test_records_of_any_fields(n, size, first, seed):
     rng = np.random.default_rng(seed)
     size, first = min(size, n), min(first, size - 1, n - min(size, n))
     data, plan = rng.integers(0, 256, n, np.uint8), rng.integers(0, 8, size, np.uint8)
-    made, parts = transforms.fields(data, plan, first)
+    made = transforms.fields(data, plan, first)
+    parts = records.take_apart(made.inner, plan)
     whole = replace(made, inner=np.concatenate(parts))
     assert inverted(whole, n, 1).tobytes() == data.tobytes()
     sizes = np.frombuffer(made.sizes, "<u4")
