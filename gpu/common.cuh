@@ -16,6 +16,7 @@ typedef unsigned long long u64;
 
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
 #define DEVICE static __device__ __forceinline__
+#define SELDOM static __device__ __noinline__
 
 enum { RAW = 0, CONSTANT = 1, ZSTD = 2, HUFFMAN = 3, RANS = 4 };              // FORMAT.md, section 7
 enum { FROM_BYTES = 0, FROM_ROWS = 1, FROM_VALUE = 2 };                       // where a plane's symbols are
@@ -65,8 +66,28 @@ struct TransformJob {
 static_assert(sizeof(TableJob) == 32 && sizeof(Table) == 1040 && sizeof(Source) == 16 && sizeof(Group) == 152, "as the host has them");
 static_assert(sizeof(CodedJob) == 64 && sizeof(EscapeJob) == 32 && sizeof(SumJob) == 40 && sizeof(TransformJob) == 152, "as the host has them");
 
-template <class T> DEVICE T load(u64 address) { return *reinterpret_cast<const T*>(address); }
-template <class T> DEVICE void store(u64 address, T value) { *reinterpret_cast<T*>(address) = value; }
+// Addresses come as integers, of which the compiler does not know that they are global. `load` is for what no thread of the
+// same launch writes, `load_again` for the rest.
+#ifdef TZIP_EMULATED
+#define IS_GLOBAL(pointer) (void)0
+#define __ldg(pointer) (*(pointer))
+#else
+#define IS_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
+#endif
+
+template <class T> DEVICE T load(u64 address) { return __ldg(reinterpret_cast<const T*>(address)); }
+
+template <class T> DEVICE T load_again(u64 address) {
+  const T* from = reinterpret_cast<const T*>(address);
+  IS_GLOBAL(from);
+  return *from;
+}
+
+template <class T> DEVICE void store(u64 address, T value) {
+  T* to = reinterpret_cast<T*>(address);
+  IS_GLOBAL(to);
+  *to = value;
+}
 
 DEVICE void fail(u32* status, u32 chunk, u32 code) { atomicCAS(status + chunk, 0u, code); }
 

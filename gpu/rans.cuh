@@ -1,23 +1,28 @@
 // Codec 4 (FORMAT.md, 7.6): a warp a segment, a lane a state. The words of a step lie in lane order: a lane finds its own by
 // counting those before it that need one. Sixteen steps, 512 bytes, are put in the order that elements are written in.
 
-template <int WIDTH> DEVICE void flush_steps(const Group& group, const u8* tile, u32 lane, u32 p, u32 end) {
-  const u32* words = reinterpret_cast<const u32*>(tile);
-  const u32 quarter = lane >> 3, i = lane & 7;
+DEVICE u32 decoded4(const u8* tile, u32 quarter, u32 j, u32 i) {
+  return reinterpret_cast<const u32*>(tile)[32 * quarter + 8 * (j ^ quarter) + i];
+}
+
+template <int WIDTH, int REST> DEVICE void flush_steps(const Group& group, const u8* tile, u32 lane, u32 p) {
   u32 coded[4];
 #pragma unroll
-  for (u32 j = 0; j < 4; ++j) coded[j] = words[32 * quarter + 8 * (j ^ quarter) + i];
-  const u32 at = p + 128 * quarter + 4 * i;
-  if (p + 512 <= end) {
-    emit16<WIDTH>(group, at, coded);
-    return;
+  for (u32 j = 0; j < 4; ++j) coded[j] = decoded4(tile, lane >> 3, j, lane & 7);
+  emit16<WIDTH, REST>(group, p + 128 * (lane >> 3) + 4 * (lane & 7), 4 * (lane & 7), coded);
+}
+
+// The same where the segment ends before these 512 do.
+template <int WIDTH> SELDOM void flush_last(u64 group_at, u64 out, const u8* tile, u32 lane, u32 p, u32 end) {
+  Group group;
+  if (WIDTH == 1) group.out = out;
+  else group = *reinterpret_cast<const Group*>(group_at);
+  for (u32 j = 0; j < 4; ++j) {
+    const u32 at = p + 128 * (lane >> 3) + 4 * (lane & 7) + 32 * j;
+    if (at >= end) break;
+    const u32 rest = WIDTH > 1 ? fetch4(group.plane[1], at) : 0;
+    emit_some<WIDTH>(group, at, end, decoded4(tile, lane >> 3, j, lane & 7), rest);
   }
-#pragma unroll
-  for (u32 j = 0; j < 4; ++j)
-    if (at + 32 * j < end) {
-      const u32 rest = WIDTH > 1 ? fetch4(group.plane[1], at + 32 * j) : 0;
-      emit4<WIDTH>(group, at + 32 * j, end, coded[j], rest);
-    }
 }
 
 DEVICE u32 decode_step(const u32* lut, u64 words, u32& x, u32& next, u32 lower) {
@@ -25,7 +30,8 @@ DEVICE u32 decode_step(const u32* lut, u64 words, u32& x, u32& next, u32 lower) 
   x = (e >> 20) * (x >> 12) + (e >> 8 & 4095);
   const bool need = x < 32768;
   const u32 all = __ballot_sync(0xffffffffu, need);
-  if (need) x = x << 16 | load<u16>(words + 2 * (u64)(next + __popc(all & lower)));
+  const u32 word = load<u16>(words + 2 * (u64)(next + __popc(all & lower)));  // a lane that needs none reads in vain: no branch
+  x = need ? x << 16 | word : x;
   next += __popc(all);
   return e;
 }
@@ -73,7 +79,7 @@ template <int WIDTH> DEVICE void decode_rans(const CodedJob* jobs, const Unit* u
     return;
   }
   const u64 words = job.payload + first;
-  if (words + 64 * (u64)steps > limit) {  // what it can read at most
+  if (words + 64 * (u64)steps + 64 > limit) {  // what it can read at most
     if (lane == 0) fail(status, job.chunk, NO_ROOM);
     return;
   }
@@ -81,6 +87,7 @@ template <int WIDTH> DEVICE void decode_rans(const CodedJob* jobs, const Unit* u
   if (WIDTH == 1) group.out = job.out;
   else group = *reinterpret_cast<const Group*>(job.group);
   u8* tile = tiles + warp * 512;
+  const u32 rest = WIDTH == 1 ? SIX_BITS : rest_kind(group.plane[1]);
   const u32 lower = (1u << lane) - 1;
   u32 next = 0;
   for (u32 j0 = 0; j0 < steps; j0 += 16) {
@@ -91,7 +98,10 @@ template <int WIDTH> DEVICE void decode_rans(const CodedJob* jobs, const Unit* u
       for (u32 j = 0; j < steps - j0; ++j) tile[32 * (j ^ j / 4) + lane] = decode_step(lut, words, x, next, lower);
     }
     __syncwarp();
-    flush_steps<WIDTH>(group, tile, lane, begin + 32 * j0, begin + k);
+    if (32 * j0 + 512 > k || rest == ANY_REST)
+      flush_last<WIDTH>(job.group, job.out, tile, lane, begin + 32 * j0, begin + k);
+    else if (WIDTH == 1 || rest == SIX_BITS) flush_steps<WIDTH, SIX_BITS>(group, tile, lane, begin + 32 * j0);
+    else flush_steps<WIDTH, WHOLE_BYTES>(group, tile, lane, begin + 32 * j0);
     __syncwarp();
   }
   if (x != 32768 || next != count) fail(status, job.chunk, BAD_SEGMENT);

@@ -227,7 +227,7 @@ KERNEL(32) add_tiles(const TransformJob* jobs, const Unit* units, u32* status, u
   if (job.kind == DIFFERENCE) {
     u64 total = job.v;
     for (u32 i = 0; k == 0 && i < tiles; ++i) {
-      const u64 x = load<u64>(job.work + 8 * (u64)i);
+      const u64 x = load_again<u64>(job.work + 8 * (u64)i);
       store<u64>(job.work + 8 * (u64)i, total);
       total += x;
     }
@@ -235,7 +235,7 @@ KERNEL(32) add_tiles(const TransformJob* jobs, const Unit* units, u32* status, u
   }
   u32 total = 0;
   for (u32 i = 0; k < 8 && i < tiles; ++i) {
-    const u32 x = load<u32>(job.work + 4 * (u64)(8 * i + k));
+    const u32 x = load_again<u32>(job.work + 4 * (u64)(8 * i + k));
     store<u32>(job.work + 4 * (u64)(8 * i + k), total);
     total += x;
   }

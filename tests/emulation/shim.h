@@ -57,6 +57,7 @@ inline u32 lane_of() { return threads[current].index.x & 31; }
 #define __device__
 #define __global__
 #define __forceinline__ inline __attribute__((always_inline))
+#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define threadIdx (shim::threads[shim::current].index)
 #define blockIdx (shim::block_index)
@@ -90,6 +91,10 @@ inline u32 __byte_perm(u32 a, u32 b, u32 selector) {
   return out;
 }
 inline u32 __funnelshift_r(u32 low, u32 high, u32 shift) { return (u32)(((u64)high << 32 | low) >> (shift & 31)); }
+inline u32 __dp4a(u32 a, u32 b, u32 c) {
+  for (int i = 0; i < 4; ++i) c += (a >> 8 * i & 255) * (b >> 8 * i & 255);
+  return c;
+}
 inline float __uint_as_float(u32 x) { float y; memcpy(&y, &x, 4); return y; }
 inline u32 __float_as_uint(float x) { u32 y; memcpy(&y, &x, 4); return y; }
 inline float __fmul_rn(float a, float b) { volatile float c = a * b; return c; }
