@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tzip.chunks import Layout, decode_chunk, payload_starts, read_blocks
-from tzip.coders.arrays import U8
+from tzip.coders.arrays import U8, U32
 from tzip.coders.errors import CorruptError, TruncatedError, TzipError
 from tzip.coders.planes import BYTES, SPLITS, Split
 from tzip.coders.registry import CONSTANT, HUFFMAN, RANS, RAW, ZSTD
@@ -73,7 +73,7 @@ class Batch:
 
     def __init__(self, scratch: tuple[int, int], blob: jobs.Blob, limit: int) -> None:
         self._scratch, self._scratch_end = scratch[0], scratch[0] + scratch[1]
-        self._blob = blob
+        self.blob = blob
         self._begin = blob.used
         self._limit = limit
         self.items: list[Item] = []
@@ -91,10 +91,19 @@ class Batch:
         self._base = -(-(blob.address + blob.used) // 16) * 16  # where the groups will be
 
     @property
+    def left(self) -> int:
+        """Bytes of scratch memory that are left."""
+        return self._scratch_end - self._scratch
+
+    @property
     def room(self) -> bool:
-        """Whether another chunk, whatever it needs, fits."""
-        fits = self._scratch_end - self._scratch >= MOST_SCRATCH
-        return fits and self._begin + self._cost + 2 * MOST_JOBS <= self._blob.host.size
+        """Whether the jobs of another chunk, whatever it needs, fit."""
+        return self._begin + self._cost + 2 * MOST_JOBS <= self.blob.host.size
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to launch."""
+        return not self.items and not self._copies
 
     def scratch(self, nbytes: int) -> int:
         """Return the address of device memory that is the batch's until its last launch."""
@@ -121,7 +130,9 @@ class Batch:
             raise CorruptError("a chunk is a difference from another tensor, and its run names none")
         ordinal = len(self.items)
         self.items.append(item)
-        self._cost += 2 * item.length // 4096 + 4096 + 1024 * (len(layout.blocks) + 2)
+        # Bytes of jobs and units, rather too many: each segment and each part of 16,384 elements is 8 at most, five times.
+        self._cost += 2048 + 2 * sum(256 + 2 * b.segments + b.escapes // 2048 for b in layout.strings + layout.blocks)
+        self._cost += (40 * item.width + 8 * 5) * _parts(item.elements) * (2 if layout.transform else 1)
         count = len(layout.strings)
         if layout.transform is None:
             self._elements(ordinal, item, layout, starts, item.out, None)
@@ -134,6 +145,7 @@ class Batch:
 
     def copy(self, source: int, target: int, nbytes: int) -> None:
         """Copy bytes on the device when all chunks are decoded."""
+        self._cost += 48 + 8 * _parts(nbytes)
         self._copies.append((source, target, nbytes, 0))
 
     # ---- a chunk's jobs
@@ -281,8 +293,8 @@ class Batch:
     # ---- launching
 
     def launch(self, device: Device) -> None:
-        """Copy the jobs to the device and start the kernels; then `status` says where the codes of the chunks will be."""
-        blob, chunks = self._blob, len(self.items)
+        """Copy the jobs to the device and start the kernels; then `codes` has what became of each chunk."""
+        blob, chunks = self.blob, len(self.items)
         groups = blob.add(np.array(self._groups, jobs.GROUP))
         assert groups == self._base
         self._status = blob.add(np.zeros(chunks, np.uint32))
@@ -335,9 +347,13 @@ class Batch:
         some("place_tiles", tiles, SPARSE, DELTA, DIFFERENCE)
         some("add_chains", lambda row: -(-row[11] // 256) if row[11] > 1 else 0, DIFFERENCE)
 
-    def status(self, device: Device, host: "np.ndarray[Any, Any]") -> None:
-        """Copy the codes of the chunks to the host, shape (chunks,), uint32: 0 where all is right."""
-        device.download(self._status, host.view(np.uint8))
+    def codes(self, device: Device) -> U32:
+        """Return where the chunks' codes will be, shape (chunks,), when "work" has come so far: 0 where all is right."""
+        at = self._status - self.blob.address
+        host = self.blob.host[at : at + 4 * len(self.items)]
+        if host.size:
+            device.download(self._status, host)
+        return host.view(np.uint32)
 
 
 def failure(item: Item, code: int) -> TzipError:
