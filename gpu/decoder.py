@@ -33,10 +33,14 @@ from tzip.gpu import jobs
 from tzip.gpu.devices import Device
 
 ROOM = (1 << 18) + 8192  # bytes behind payloads that may be read: a segment of 2^17 symbols reads two for each at most
-MOST_SCRATCH = 22 << 20  # bytes that the planes, tables and strings of one chunk can need
 MOST_JOBS = 1 << 20  # bytes of the jobs of one chunk, which has 304 blocks or fewer
 _SHORT_CHAINS = 64  # a difference over fewer elements is a few long chains, which the CPU adds faster
 _TABLES = {HUFFMAN: 64, RANS: 132}  # bytes of a segment before its table
+
+
+def most_scratch(nbytes: int) -> int:
+    """Return the bytes that the planes, inner elements, tables and strings of a chunk of so many bytes can need."""
+    return 2 * nbytes + (3 << 20)
 
 
 @dataclass(frozen=True, slots=True)

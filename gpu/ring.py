@@ -1,7 +1,8 @@
 """Chunks from a file to a device: read by several threads into a ring of pinned buffers, copied and decoded behind each other.
 
-Memory, beside what the tensors take: for each of SLOTS buffers BUFFER bytes and a few for jobs, on the host and again on the
-device, and SCRATCH bytes there. A buffer is used again when all that was in it is decoded, and found right.
+Memory, beside what the tensors take: for each of SLOTS buffers BUFFER bytes and JOBS for jobs, on the host and again on the
+device, and SCRATCH bytes there; less of each for what is small. A buffer is used again when all that was in it is decoded,
+and found right.
 """
 
 from collections import deque
@@ -17,14 +18,14 @@ from tzip.coders.arrays import U8, U32
 from tzip.coders.errors import TruncatedError, TzipError
 from tzip.formats.layout import MAX_RECORD, WIDE_ALIGN, align
 from tzip.formats.reader import ArchiveReader
-from tzip.gpu.decoder import MOST_JOBS, MOST_SCRATCH, ROOM, Batch, Item, LeftToCpuError, failure
+from tzip.gpu.decoder import MOST_JOBS, ROOM, Batch, Item, LeftToCpuError, failure, most_scratch
 from tzip.gpu.devices import Device, Memory
 from tzip.gpu.jobs import Blob
 
 SLOTS = 3
 BUFFER = MAX_RECORD + (8 << 20)  # a whole record of the largest kind, and what a thread reads at a time
 JOBS = 4 * MOST_JOBS
-SCRATCH = 2 * MOST_SCRATCH + (36 << 20)  # and chunks that several tensors share, or base bytes, of two batches' worth
+SCRATCH = 80 << 20  # at most, and never less than one chunk of any kind needs
 GAP = 512  # bytes between records that are read in vain rather than skipped; what skipping costs in the buffer is less
 READ = 4 << 20  # bytes that a thread reads at a time: enough to hide the call, few enough to share
 
@@ -118,7 +119,7 @@ class Ring:
         self._reader = reader
         self._base_of = base_of
         self._size = align(max(buffer, MAX_RECORD + 2 * WIDE_ALIGN), 256)
-        self._scratch = device.take(SCRATCH)
+        self._scratch = device.take(0)
         self._slots = 0
         self._pool = ThreadPoolExecutor(max(1, threads), "tzip-read")
         self.counts = Counts()
@@ -137,6 +138,9 @@ class Ring:
         Raises CorruptError, TruncatedError or UnsupportedError as decoding on the CPU does; what was written then is of no use.
         """
         shares = list(self._shares(wanted))
+        self._size = align(max(share.end for share in shares), 256)
+        needs = [_needed(w, self._nbytes(w), bool(self._reader.index["r_inputs"][w.run])) for w in wanted]
+        self._scratch = self._device.take(max(*needs, min(SCRATCH, sum(needs))))
         self._reader.source.expect([(offset, size) for s in shares for offset, _, size in s.pieces()])
         free: list[_Slot] = []
         reading: deque[_Slot] = deque()
@@ -195,7 +199,7 @@ class Ring:
         batch, members = self._batch(slot, None), list[Wanted]()
         for w, place in zip(share.wanted, share.places, strict=True):
             chunk = self._chunk(slot, w, place)
-            if not batch.room or batch.left < self._needed(chunk):
+            if not batch.room or batch.left < _needed(w, chunk.size, chunk.base is not None):
                 self._launch(slot, batch, members)
                 batch, members = self._batch(slot, batch), []
             try:
@@ -233,15 +237,14 @@ class Ring:
         elements, width = reader.chunk_elements(w.run, w.chunk), int(reader.index["r_width"][w.run])
         return _Chunk(w, record, length, slot.memory.address + place, elements, width, check, base)
 
-    @staticmethod
-    def _needed(chunk: "_Chunk") -> int:
-        return MOST_SCRATCH + (0 if chunk.whole else chunk.size + 512) + (0 if chunk.base is None else chunk.size + 512)
+    def _nbytes(self, w: Wanted) -> int:
+        return self._reader.chunk_elements(w.run, w.chunk) * int(self._reader.index["r_width"][w.run])
 
     def _add(self, batch: Batch, chunk: "_Chunk", members: list[Wanted]) -> None:
         """Add a chunk to the batch, or decode it here when the device does not know its form."""
         w, size = chunk.wanted, chunk.size
         run = self._reader.run_ordinal(w.run)
-        out = w.uses[0].address if chunk.whole else batch.scratch(size)
+        out = w.uses[0].address if _whole(w, size) else batch.scratch(size)
         base = 0 if chunk.base is None else batch.scratch(size)
         try:
             batch.add(
@@ -260,7 +263,7 @@ class Ring:
             members.append(w)
             if chunk.base is not None:
                 self._device.upload(chunk.base, base, "work")
-        if not chunk.whole:
+        if not _whole(w, size):
             for use in w.uses:
                 batch.copy(out + use.low, use.address, use.high - use.low)
 
@@ -290,6 +293,16 @@ class Ring:
         return w.place(error.at(path=self._reader.source.name, offset=self._reader.chunk_at(w.run, w.chunk)[0]))
 
 
+def _whole(w: Wanted, size: int) -> bool:
+    """Whether a chunk of so many bytes is decoded to where it is used."""
+    return len(w.uses) == 1 and w.uses[0].high - w.uses[0].low == size and w.uses[0].address % 16 == 0
+
+
+def _needed(w: Wanted, size: int, based: bool) -> int:
+    """Return the scratch memory that such a chunk needs at most, its base and what it is copied from included."""
+    return most_scratch(size) + (int(not _whole(w, size)) + int(based)) * (size + 512)
+
+
 @dataclass(frozen=True, slots=True)
 class _Chunk:
     """A chunk in a buffer."""
@@ -307,12 +320,6 @@ class _Chunk:
     def size(self) -> int:
         """Bytes of its elements."""
         return self.elements * self.width
-
-    @property
-    def whole(self) -> bool:
-        """Whether it is decoded to where it is used."""
-        uses = self.wanted.uses
-        return len(uses) == 1 and uses[0].high - uses[0].low == self.size and uses[0].address % 16 == 0
 
     def decode(self, run: int) -> U8:
         """Return its elements' bytes, decoded on the CPU."""
