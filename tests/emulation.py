@@ -15,7 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from tzip.chunks import SLACK
+from tzip.gpu.decoder import MOST_JOBS, ROOM, Batch, Item, most_scratch
 from tzip.gpu.devices import THREADS
+from tzip.gpu.jobs import Blob
 
 HERE = Path(__file__).resolve().parent / "emulation"
 KERNELS = HERE.parent.parent / "gpu"
@@ -69,6 +72,8 @@ class EmulatedDevice:
         self.library.take.restype = ctypes.c_void_p
         self.library.take.argtypes = [ctypes.c_size_t]
         self.library.give.argtypes = [ctypes.c_void_p]
+        self.library.refuse.argtypes = self.library.allow.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        self.skipped: set[str] = set()  # kernels that are not run
         self.backwards = backwards
         self.held = self.most = self.pinned_bytes = 0
         self.launches: dict[str, int] = {}
@@ -98,6 +103,8 @@ class EmulatedDevice:
         assert blocks > 0
         assert len(arguments) == 4
         self.launches[kernel] = self.launches.get(kernel, 0) + 1
+        if kernel in self.skipped:
+            return
         given = (ctypes.c_ulonglong * 4)(*arguments)
         assert not self.library.emulate(kernel.encode(), blocks, THREADS[kernel], given, int(self.backwards)), kernel
 
@@ -118,3 +125,47 @@ class EmulatedDevice:
         raw = (ctypes.c_uint8 * nbytes).from_address(memory.address + offset)
         raw.memory = memory  # which lives as long as the array does
         return np.frombuffer(raw, np.uint8).view(dtype).reshape(shape)
+
+
+class GuardedBatch(Batch):
+    """A batch of which a sanitizer knows the pieces of scratch memory: between them nothing may be read or written."""
+
+    library = None
+
+    def scratch(self, nbytes: int) -> int:
+        address = super().scratch(nbytes)
+        self.library.allow(address, nbytes + 16)
+        return address
+
+
+def decode_on(device, record, elements, width, run=0, chunk=0, base=None, check=None):
+    """Decode one chunk record on the device; returns the code that the kernels gave it and its bytes.
+
+    Raises what the host's proofs find, and LeftToCpuError.
+    """
+    n = len(record)
+    host = np.full(n + SLACK, 0xA5, np.uint8)
+    host[:n] = np.frombuffer(bytes(record), np.uint8)
+    memory, scratch = device.take(n + ROOM), device.take(most_scratch(elements * width))
+    jobs, out = device.take(MOST_JOBS), device.take(elements * width)
+    for piece in (memory, out):
+        ctypes.memset(piece.address, 0x5A, piece.nbytes)
+    device.upload(host[:n], memory.address)
+    at, given = 0, None
+    if base is not None:
+        given = np.frombuffer(base, np.uint8)
+        earlier = device.take(max(1, given.size))
+        device.upload(given, earlier.address)
+        at = earlier.address
+    blob = Blob(np.zeros(MOST_JOBS, np.uint8), jobs.address)
+    batch = GuardedBatch((scratch.address, scratch.nbytes), blob, memory.address + memory.nbytes)
+    batch.library = device.library
+    device.library.refuse(scratch.address, scratch.nbytes)
+    try:
+        check = int.from_bytes(bytes(record[8:16]), "little") if check is None else check
+        batch.add(Item(host, n, memory.address, run, chunk, elements, width, check, out.address, at, given))
+        batch.launch(device)
+        codes = batch.codes(device)
+    finally:
+        device.library.allow(scratch.address, scratch.nbytes)
+    return int(codes[0]), device.tensor(out, 0, out.nbytes, np.dtype(np.uint8), (out.nbytes,)).tobytes()

@@ -201,7 +201,14 @@ extern "C" int emulate(const char* name, u32 blocks, u32 threads, const u64* arg
   return 1;
 }
 
-extern "C" void* take(size_t size) { return aligned_alloc(256, (size + 255) / 256 * 256); }
+extern "C" void* take(size_t size) {  // exactly so much, so that a sanitizer sees the first byte behind it
+  void* memory = nullptr;
+  return posix_memalign(&memory, 256, size) ? nullptr : memory;
+}
+
+// Let a sanitizer refuse a piece of memory, and allow it again.
+extern "C" void refuse(void* memory, size_t size) { ASAN_POISON_MEMORY_REGION(memory, size); }
+extern "C" void allow(void* memory, size_t size) { ASAN_UNPOISON_MEMORY_REGION(memory, size); }
 extern "C" void give(void* memory) { free(memory); }
 
 // The kernels' faults, for tests of the emulation itself.

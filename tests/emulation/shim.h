@@ -16,6 +16,7 @@
 #include <sanitizer/asan_interface.h>
 #else
 #define ASAN_UNPOISON_MEMORY_REGION(address, size) (void)0
+#define ASAN_POISON_MEMORY_REGION(address, size) (void)0
 #endif
 
 typedef uint8_t u8;
