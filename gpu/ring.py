@@ -16,14 +16,14 @@ import numpy as np
 from tzip.chunks import SLACK, decode_chunk
 from tzip.coders.arrays import U8, U32
 from tzip.coders.errors import TruncatedError, TzipError
-from tzip.formats.layout import MAX_RECORD, WIDE_ALIGN, align
+from tzip.formats.layout import WIDE_ALIGN, align
 from tzip.formats.reader import ArchiveReader
 from tzip.gpu.decoder import MOST_JOBS, ROOM, Batch, Item, LeftToCpuError, failure, most_scratch
 from tzip.gpu.devices import Device, Memory
 from tzip.gpu.jobs import Blob
 
 SLOTS = 3
-BUFFER = MAX_RECORD + (8 << 20)  # a whole record of the largest kind, and what a thread reads at a time
+BUFFER = 32 << 20  # or one record, where that is larger: bfloat16 decodes to 48 MiB, and a copy takes half a millisecond
 JOBS = 4 * MOST_JOBS
 SCRATCH = 80 << 20  # at most, and never less than one chunk of any kind needs
 GAP = 512  # bytes between records that are read in vain rather than skipped; what skipping costs in the buffer is less
@@ -113,12 +113,12 @@ class Ring:
     """
 
     def __init__(
-        self, device: Device, reader: ArchiveReader, base_of: Callable[[int, int], U8], threads: int, *, buffer: int = BUFFER
+        self, device: Device, reader: ArchiveReader, base_of: Callable[[int, int], U8], threads: int
     ) -> None:
         self._device = device
         self._reader = reader
         self._base_of = base_of
-        self._size = align(max(buffer, MAX_RECORD + 2 * WIDE_ALIGN), 256)
+        self._size = BUFFER
         self._scratch = device.take(0)
         self._slots = 0
         self._pool = ThreadPoolExecutor(max(1, threads), "tzip-read")
@@ -169,7 +169,7 @@ class Ring:
         for w in wanted:
             offset, length = self._reader.chunk_at(w.run, w.chunk)
             place = share.place(offset, self._reader.origin)
-            if share.wanted and place + length > self._size:
+            if share.wanted and place + length > BUFFER:
                 yield share
                 share = _Share([], [], [], 0)
                 place = share.place(offset, self._reader.origin)
