@@ -15,6 +15,8 @@ typedef unsigned long long u64;
 #endif
 
 #define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads)
+// With registers for so many blocks a multiprocessor, which hide what look-ups wait for; Huffman's shared memory has room for 7.
+#define DECODER(blocks) extern "C" __global__ void __launch_bounds__(32 * WARPS, blocks)
 #define DEVICE static __device__ __forceinline__
 #define SELDOM static __device__ __noinline__
 

@@ -145,6 +145,6 @@ template <int WIDTH> DEVICE void decode_huffman(const CodedJob* jobs, const Unit
   if (bad) fail(status, job.chunk, BAD_STREAM);
 }
 
-KERNEL(128) huffman_1(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_huffman<1>(jobs, units, status, limit); }
-KERNEL(128) huffman_2(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_huffman<2>(jobs, units, status, limit); }
-KERNEL(128) huffman_4(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_huffman<4>(jobs, units, status, limit); }
+DECODER(6) huffman_1(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_huffman<1>(jobs, units, status, limit); }
+DECODER(6) huffman_2(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_huffman<2>(jobs, units, status, limit); }
+DECODER(5) huffman_4(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_huffman<4>(jobs, units, status, limit); }

@@ -107,6 +107,6 @@ template <int WIDTH> DEVICE void decode_rans(const CodedJob* jobs, const Unit* u
   if (x != 32768 || next != count) fail(status, job.chunk, BAD_SEGMENT);
 }
 
-KERNEL(128) rans_1(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_rans<1>(jobs, units, status, limit); }
-KERNEL(128) rans_2(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_rans<2>(jobs, units, status, limit); }
-KERNEL(128) rans_4(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_rans<4>(jobs, units, status, limit); }
+DECODER(8) rans_1(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_rans<1>(jobs, units, status, limit); }
+DECODER(8) rans_2(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_rans<2>(jobs, units, status, limit); }
+DECODER(7) rans_4(const CodedJob* jobs, const Unit* units, u32* status, u64 limit) { decode_rans<4>(jobs, units, status, limit); }
