@@ -78,7 +78,10 @@ class CupyDevice:
 
     def mark(self, queue: str) -> Any:
         with self._device:
-            return self._queues[queue].record(cupy.cuda.Event(disable_timing=True))
+            return self._queues[queue].record()
+
+    def elapsed(self, first: Any, last: Any) -> float:
+        return float(cupy.cuda.get_elapsed_time(first, last)) / 1000
 
     def wait(self, mark: Any) -> None:
         mark.synchronize()

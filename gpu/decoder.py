@@ -91,7 +91,8 @@ class Batch:
         self._sums: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]] = ([], [])
         self._transforms: list[tuple[Any, ...]] = []
         self._copies: list[tuple[int, int, int, int]] = []
-        self._status = 0
+        self._status = self._end = 0
+        self._launches: list[tuple[str, int, int, int]] = []
         self._base = -(-(blob.address + blob.used) // 16) * 16  # where the groups will be
 
     @property
@@ -296,8 +297,8 @@ class Batch:
 
     # ---- launching
 
-    def launch(self, device: Device) -> None:
-        """Copy the jobs to the device and start the kernels; then `codes` has what became of each chunk."""
+    def plan(self) -> None:
+        """Write the jobs; nothing can be added any more."""
         blob, chunks = self.blob, len(self.items)
         groups = blob.add(np.array(self._groups, jobs.GROUP))
         assert groups == self._base
@@ -328,11 +329,15 @@ class Batch:
         plan("sum_stripes", sums, jobs.units(stripes[1], chunks))
         plan("sum_compare", sums, np.array([(i, min(1024, 2 * chunks - i)) for i in range(0, 2 * chunks, 1024)], jobs.UNIT))
         plan("copy_parts", of(jobs.COPY_JOB, self._copies), [_parts(row[2]) for row in self._copies])
-        ready = [(kernel, made.size, address, blob.add(made)) for kernel, address, made in launches]
+        self._launches = [(kernel, made.size, address, blob.add(made)) for kernel, address, made in launches]
+        self._end = blob.used
+
+    def launch(self, device: Device) -> None:
+        """Copy the jobs to the device and start the kernels; then `codes` has what became of each chunk. Can be done again."""
         begin = -(-self._begin // 16) * 16
-        device.upload(blob.host[begin : blob.used], blob.address + begin, "work")
-        for kernel, count, address, made_at in ready:
-            device.launch(kernel, count, (address, made_at, self._status, self._limit))
+        device.upload(self.blob.host[begin : self._end], self.blob.address + begin, "work")
+        for kernel, count, address, units in self._launches:
+            device.launch(kernel, count, (address, units, self._status, self._limit))
 
     def _plan_transforms(self, plan: Any, address: int) -> None:
         rows = self._transforms

@@ -86,6 +86,10 @@ class Device(Protocol):
         """Return a mark behind all that the queue has been given."""
         ...
 
+    def elapsed(self, first: Any, last: Any) -> float:
+        """Return the seconds between two marks that are reached, by the device's clock."""
+        ...
+
     def wait(self, mark: Any) -> None:
         """Let the host wait until the mark is reached."""
         ...

@@ -269,6 +269,7 @@ class Ring:
 
     def _launch(self, slot: _Slot, batch: Batch, members: list[Wanted]) -> None:
         if not batch.empty:
+            batch.plan()
             batch.launch(self._device)
             slot.batches.append((batch, batch.codes(self._device), members))
 

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 import weakref
 from functools import cache
 from pathlib import Path
@@ -108,8 +109,11 @@ class EmulatedDevice:
         given = (ctypes.c_ulonglong * 4)(*arguments)
         assert not self.library.emulate(kernel.encode(), blocks, THREADS[kernel], given, int(self.backwards)), kernel
 
-    def mark(self, queue: str) -> int:
-        return 0
+    def mark(self, queue: str) -> float:
+        return time.perf_counter()
+
+    def elapsed(self, first: float, last: float) -> float:
+        return last - first
 
     def wait(self, mark: object) -> None:
         pass
@@ -166,6 +170,7 @@ def decode_on(device, record, elements, width, run=0, chunk=0, base=None, check=
     try:
         check = int.from_bytes(bytes(record[8:16]), "little") if check is None else check
         batch.add(Item(host, n, memory.address, run, chunk, elements, width, check, out.address, at, given))
+        batch.plan()
         batch.launch(device)
         codes = batch.codes(device)
         device.wait(device.mark("work"))

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import tzip
 from tzip.coders.errors import BaseNotFoundError, CorruptError, UnsupportedError, UsageError
-from tzip.gpu import Availability, available, decoder, ring
+from tzip.gpu import Availability, Device, available, decoder, ring
 from tzip.loading import _TORCH
 
 GOLDEN = Path(__file__).parent / "golden" / "v0"
@@ -255,6 +255,45 @@ def test_nothing_imports_cupy_unasked(packed):
     assert done.returncode == 0, done.stderr
 
 
+# ---- the drop-in for the safetensors library
+
+
+def test_the_safetensors_loader_decodes_on_the_gpu(packed, monkeypatch):
+    from tzip.safetensors import frameworks, safe_open
+
+    monkeypatch.setattr("tzip.safetensors.packed._check_arguments", lambda *_: None)  # which would ask torch for a GPU
+    device = EmulatedDevice()
+    monkeypatch.setattr(frameworks, "gpu", lambda target, stored: device if stored.name != "c" else None)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)
+    with warnings.catch_warnings(), safe_open(packed, "pt", "cuda") as opened, safe_open(packed, "pt") as plain:
+        warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ chunks were decoded on the CPU")
+        alone = opened.get_tensor("a")
+        assert device.launches["sum_compare"] == 1
+        assert torch.equal(alone.view(torch.int16), plain.get_tensor("a").view(torch.int16))
+        loaded = opened.get_tensors()
+        for name, want in plain.get_tensors().items():
+            assert loaded[name].dtype == want.dtype
+            assert torch.equal(loaded[name].reshape(-1).view(torch.uint8), want.reshape(-1).view(torch.uint8)), name
+        assert list(loaded) == list(plain.get_tensors())
+        for index in (slice(3, 40), (5, slice(2, 9)), (slice(None, None, 300), 7), [1, 2]):
+            got, want = opened.get_slice("a")[index], plain.get_slice("a")[index]
+            assert torch.equal(got.view(torch.int16), want.view(torch.int16))
+
+
+def test_the_safetensors_loader_says_why_it_decodes_on_the_cpu(packed, monkeypatch):
+    from tzip.safetensors import frameworks, safe_open
+
+    no_gpu(monkeypatch)
+    monkeypatch.setattr("tzip.safetensors.packed._check_arguments", lambda *_: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(frameworks, "_to_device", lambda made, device: made)
+    told = pytest.warns(UserWarning, match="cuda:0 are decoded on the CPU: there is none")
+    with safe_open(packed, "pt", "cuda") as opened, told:
+        opened.get_tensor("b")
+    with safe_open(packed, "pt") as opened:  # and nothing where no GPU was asked for
+        opened.get_tensor("b")
+
+
 # ---- the ring
 
 
@@ -403,6 +442,34 @@ def test_archives_cut_off_while_they_are_open(device, packed):
         assert failed.value.tensor
 
 
+# ---- measuring
+
+
+def test_what_is_measured_on_a_device(tmp_path, monkeypatch):
+    from click.testing import CliRunner
+
+    from tzip.cli import cli
+    from tzip.measure_device import measure_device
+
+    save_file({"a": weights(80_000), "b": weights(70_000, 1, np.float32)}, tmp_path / "m.safetensors")
+    figures = measure_device(tmp_path / "m.safetensors", EmulatedDevice(), levels=("fast", "default"), repeat=1)
+    assert [f.level for f in figures] == ["fast", "default"]
+    for f in figures:
+        assert f.bytes_in == 440_000
+        assert f.bytes_out < 400_000
+        assert min(f.decode, f.load, f.plain) > 0
+    no_gpu(monkeypatch)
+    monkeypatch.setattr("tzip.measure_device.available", lambda device: Availability("there is none"))
+    done = CliRunner().invoke(cli, ["bench", str(tmp_path / "m.safetensors"), "--device", "cuda"])
+    assert isinstance(done.exception, UsageError) or "cannot measure on cuda: there is none" in done.output
+    monkeypatch.setattr("tzip.measure_device.measure_device", lambda *_, **__: figures)
+    shown = CliRunner().invoke(cli, ["bench", str(tmp_path / "m.safetensors"), "--device", "cuda"])
+    assert shown.exit_code == 0
+    assert "default" in shown.output
+    listed = CliRunner().invoke(cli, ["bench", str(tmp_path / "m.safetensors"), "--device", "cuda", "--json"])
+    assert '"level": "fast"' in listed.output
+
+
 # ---- CuPy, as far as it can be seen without a GPU
 
 
@@ -410,7 +477,8 @@ def test_what_the_binding_uses_of_cupy_exists():
     cupy = pytest.importorskip("cupy", reason="CuPy is not installed (an extra)")
     from tzip.gpu import cupy_device
 
-    for name in ("alloc", "alloc_pinned_memory", "Device", "Stream", "ExternalStream", "Event", "get_current_stream"):
+    for name in ("alloc", "alloc_pinned_memory", "Device", "Stream", "ExternalStream", "Event", "get_current_stream",
+                 "get_elapsed_time"):  # fmt: skip
         assert hasattr(cupy.cuda, name)
     for name in ("memcpyAsync", "driverGetVersion", "getDeviceCount", "getDeviceProperties"):
         assert hasattr(cupy.cuda.runtime, name)
@@ -418,7 +486,7 @@ def test_what_the_binding_uses_of_cupy_exists():
     assert hasattr(cupy.RawModule, "get_function")
     assert issubclass(cupy.cuda.memory.OutOfMemoryError, Exception)
     members = {name for name in vars(cupy_device.CupyDevice) if not name.startswith("_")}
-    assert members >= {"take", "pinned", "upload", "download", "launch", "mark", "wait", "after", "join", "tensor", "name"}
+    assert members >= {name for name in vars(Device) if not name.startswith("_")}
 
 
 @pytest.mark.skipif(not available(), reason=f"needs a GPU: {available()}")
