@@ -21,7 +21,7 @@ from tzip.coders.errors import (
 from tzip.version import __version__
 
 if TYPE_CHECKING:
-    from tzip.archive import Archive, MemberInfo, TensorInfo, TensorView, open
+    from tzip.archive import Archive, MemberInfo, TensorInfo, open
     from tzip.diffing import TensorDiff, diff
     from tzip.hook import install, uninstall
     from tzip.in_place import InPlaceReport, pack_in_place, unpack_in_place
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tzip.store.states import Pickled
     from tzip.unpacking import UnpackReport, unpack
     from tzip.verifying import VerifyReport, verify
+    from tzip.views import TensorView
     from tzip.warming import warm_up
 
 # Names are imported on first use: `import tzip` costs no numba, and a listing never does.
@@ -41,7 +42,7 @@ _HOMES = {
     "Archive": "archive",
     "MemberInfo": "archive",
     "TensorInfo": "archive",
-    "TensorView": "archive",
+    "TensorView": "views",
     "VerifyReport": "verifying",
     "warm_up": "warming",
     "open": "archive",

@@ -16,16 +16,17 @@ from tzip.coders.errors import CorruptError, TensorNotFoundError, TzipError, Uns
 from tzip.coders.registry import names_of
 from tzip.formats.catalogue import AT_SAME_PLACE, IN_RUN, LINK, SHA_KNOWN, STRIDED
 from tzip.formats.containers import gather, span_bytes
-from tzip.formats.dtypes import Dtype
 from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.names import check_links
 from tzip.formats.reader import ArchiveReader
 from tzip.formats.source import open_source
 from tzip.pipeline import in_order
+from tzip.views import TensorView
 from tzip.workers import Workers, thread_count
 
 if TYPE_CHECKING:
     from tzip.coders.arrays import U8
+    from tzip.loading import Part
 
 # The coders (and numba with them, 0.2 s) are imported where a chunk is decoded, so that listing stays quick.
 
@@ -59,118 +60,6 @@ class MemberInfo:
     sha256: str | None
     tensors: int
     stored: int
-
-
-class TensorView:
-    """One tensor of an archive, decoded when it is indexed or read."""
-
-    def __init__(self, archive: "Archive", row: int) -> None:
-        self._archive = archive
-        self._row = row
-
-    @property
-    def name(self) -> str:
-        """The tensor's name."""
-        return self._archive.reader.index.tensor_names[self._row]
-
-    @property
-    def row(self) -> int:
-        """The tensor's row in the index, as `Archive.read_into` takes it."""
-        return self._row
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape."""
-        return self._archive.shapes[self._row]
-
-    @property
-    def element_type(self) -> Dtype:
-        """The element type; raises UnsupportedError when this tzip does not know it."""
-        found = self._archive.reader.index.dtype_of(self._row)
-        if found is None:
-            raise UnsupportedError(
-                f"dtype {int(self._archive.reader.index['t_dtype'][self._row])} is not known to this tzip; upgrade it"
-            ).at(tensor=self.name)
-        return found
-
-    @property
-    def dtype(self) -> "np.dtype[Any]":
-        """The numpy (or ml_dtypes) dtype; raises UnsupportedError for F6 and opaque tensors, which have none: see `raw`."""
-        dtype = self.element_type.numpy()
-        if dtype is None:
-            raise UnsupportedError(f"numpy has no dtype for {self.element_type.name}; read its bytes with raw()").at(
-                tensor=self.name
-            )
-        return dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensor as its file holds it (two F4 elements a byte)."""
-        elements = 1
-        for n in self.shape:
-            elements *= n
-        return self.element_type.nbytes(elements)
-
-    def raw(self, threads: int | None = 1) -> "NDArray[np.uint8]":
-        """Return the tensor's bytes, shape (nbytes,)."""
-        return self._archive.tensor_bytes(self._row, 0, self.nbytes, threads)
-
-    def read(self, threads: int | None = 1) -> NDArray[Any]:
-        """Return the whole tensor."""
-        dtype = self.dtype
-        return _as_array(self.raw(threads), self.element_type, dtype, self.shape)
-
-    def __len__(self) -> int:
-        if not self.shape:
-            raise TypeError("a tensor of no dimension has no length")
-        return self.shape[0]
-
-    def __getitem__(self, index: Any) -> NDArray[Any]:
-        """Return a part of the tensor; an integer or slice of rows decodes only the chunks that it touches.
-
-        Indexing is numpy's: what follows the first index is applied to the rows read.
-        """
-        dtype = self.dtype
-        first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
-        if not self.shape or not isinstance(first, slice | int | np.integer) or isinstance(first, bool):
-            result: NDArray[Any] = self.read()[index]
-            return result
-        rows = self.shape[0]
-        if isinstance(first, slice):
-            wanted = range(*first.indices(rows))
-            low, high = (min(wanted), max(wanted) + 1) if wanted else (0, 0)
-        else:
-            if not -rows <= first < rows:
-                raise IndexError(f"row {first} of {rows}")
-            low = int(first) % rows
-            high, wanted = low + 1, range(low, low + 1)
-        row_bits = self.element_type.bits
-        for n in self.shape[1:]:
-            row_bits *= n
-        if row_bits % 8:
-            result = self.read()[index]
-            return result
-        raw = self._archive.tensor_bytes(self._row, low * row_bits // 8, high * row_bits // 8, 1)
-        block = _as_array(raw, self.element_type, dtype, (high - low, *self.shape[1:]))
-        if not isinstance(first, slice):
-            result = block[(0, *rest)]
-            return result
-        step = wanted.step
-        picked = block[::step] if step > 0 else block[::-1][::-step]
-        result = picked[(slice(None), *rest)]
-        return result
-
-    def __repr__(self) -> str:
-        return f"<tzip tensor {self.name!r} {self.element_type.name} {list(self.shape)}>"
-
-
-def _as_array(raw: "U8", element: Dtype, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> NDArray[Any]:
-    if element.bits == 4:  # ml_dtypes holds one element a byte; files hold two, the first in the low half
-        raw = np.stack((raw & 15, raw >> 4), axis=-1).reshape(-1)
-    try:
-        return raw.view(dtype).reshape(shape)
-    except ValueError:  # numpy has a limit of its own, 32 or 64 by version
-        raise UnsupportedError(f"numpy cannot hold {len(shape)} dimensions; read the bytes with raw()") from None
 
 
 class Archive(Mapping[str, NDArray[Any]]):
@@ -270,6 +159,40 @@ class Archive(Mapping[str, NDArray[Any]]):
         """Return the tensor in that row of the index."""
         return TensorView(self, row)
 
+    def load(
+        self,
+        device: Any = "cpu",
+        framework: str | None = None,
+        names: "Iterable[str] | None" = None,
+        *,
+        stream: Any = None,
+        threads: int | None = None,
+    ) -> dict[str, Any]:
+        """Return tensors (all of them, or those named) on a device, by name.
+
+        `device`: cpu, cuda or cuda:N, or a `tzip.gpu.Device`. On a GPU chunks are decoded there, through CuPy: what is stored
+        is what is copied to it. `framework`: np (on the CPU, the default there), cupy (the default on a GPU) or pt; torch's
+        tensors are CuPy's memory, handed over without a copy. Types that CuPy lacks (bfloat16, float8) come as unsigned
+        integers of their bits. `stream`: the CUDA stream, CuPy's or as an integer, in which the results are used; by default
+        the framework's current one. `threads` read and, on the CPU, decode.
+
+        Where there is no CuPy or no GPU that it can use, torch's tensors are decoded on the CPU and copied, with a warning;
+        when torch has no GPU either, and for CuPy, that is a UsageError which says what is missing (`tzip.gpu.available()`).
+        Chunks that kernels do not decode are decoded on the CPU, with a warning. Raises TensorNotFoundError, and what reading
+        on the CPU raises: CorruptError, TruncatedError, UnsupportedError, BaseNotFoundError.
+        """
+        views = [self.tensor(name) for name in (self if names is None else names)]
+        loaded = self.load_parts([view.part(None) for view in views], device, framework, stream, threads)
+        return {view.name: tensor for view, tensor in zip(views, loaded, strict=True)}
+
+    def load_parts(
+        self, parts: "Sequence[Part]", device: Any, framework: str | None, stream: Any, threads: int | None
+    ) -> list[Any]:
+        """Return parts of tensors (`TensorView.part`) on a device; see `load`."""
+        from tzip.loading import load
+
+        return load(self, parts, device, framework, stream, threads)
+
     # ---- listings
 
     def members(self) -> list[MemberInfo]:
@@ -350,7 +273,7 @@ class Archive(Mapping[str, NDArray[Any]]):
         elements, width = self.reader.chunk_elements(run, chunk), int(index["r_width"][run])
         base = None
         if int(index["r_inputs"][run]):  # first of all: the base may be decoded in the scratch memory that is used below
-            base = base_bytes(self.inputs(run), chunk * CHUNK_ELEMENTS * width, elements * width)
+            base = self.base_bytes(run, chunk)
         buffer, length, check = self.reader.read_chunk(run, chunk, SLACK)
         if out is None:
             out = recycle(elements * width)
@@ -516,20 +439,57 @@ class Archive(Mapping[str, NDArray[Any]]):
             raise UnsupportedError(f"tensor layout {int(index['t_layout'][row])} is not known to this tzip")
         if not out.size:
             return
-        x = int(self._first_extent[member]) + int(index["t_extent"][row])
-        at = int(index["t_offset"][row]) + begin + int(index["x_offset"][x])
-        if int(index["x_kind"][x]) != IN_RUN:
+        if not self._in_run(row):
             if member not in inline:
                 inline[member] = self.reader.inline_bytes(member)
+            x = int(self._first_extent[member]) + int(index["t_extent"][row])
+            at = int(index["t_offset"][row]) + begin + int(index["x_offset"][x])
             out[:] = np.frombuffer(inline[member], np.uint8)[at : at + out.size]
             return
+        for run, chunk, low, high, at in self.spans(row, begin, out.size):
+            parts.setdefault((run, chunk), []).append((row, low, high, out[at : at + high - low]))
+
+    def _in_run(self, row: int) -> bool:
+        index = self.reader.index
+        x = int(self._first_extent[self._member_of(row)]) + int(index["t_extent"][row])
+        return int(index["x_kind"][x]) == IN_RUN
+
+    def in_chunks(self, row: int) -> bool:
+        """Whether the bytes of the tensor in that row of the index lie in chunks as they are: not inline, and not strided.
+
+        Raises UnsupportedError for a layout that this tzip does not know.
+        """
+        layout = int(self.reader.index["t_layout"][row])
+        if layout > STRIDED:
+            raise self.placed(UnsupportedError(f"tensor layout {layout} is not known to this tzip"), row)
+        return layout != STRIDED and self._in_run(row)
+
+    def spans(self, row: int, begin: int, size: int) -> Iterator[tuple[int, int, int, int, int]]:
+        """Yield where bytes begin … begin + size - 1 of a tensor in a run are: (run, chunk, first byte in it, the one behind
+        the last, how many of these bytes come before).
+        """
+        index = self.reader.index
+        x = int(self._first_extent[self._member_of(row)]) + int(index["t_extent"][row])
+        at = int(index["t_offset"][row]) + begin + int(index["x_offset"][x])
         run = int(index["x_run"][x])
         step = CHUNK_ELEMENTS * int(index["r_width"][run])
-        end = at + out.size
+        end = at + size
         for chunk in range(at // step, -(-end // step)):
             low, high = max(at, chunk * step), min(end, (chunk + 1) * step)
-            use = (row, low - chunk * step, high - chunk * step, out[low - at : high - at])
-            parts.setdefault((run, chunk), []).append(use)
+            yield run, chunk, low - chunk * step, high - chunk * step, low - at
+
+    def base_bytes(self, run: int, chunk: int) -> "U8":
+        """Return the base bytes of a chunk of a run with inputs (FORMAT.md, section 2.8); in scratch memory.
+
+        Raises as `inputs` does.
+        """
+        width = int(self.reader.index["r_width"][run])
+        size = self.reader.chunk_elements(run, chunk) * width
+        return base_bytes(self.inputs(run), chunk * CHUNK_ELEMENTS * width, size)
+
+    def placed(self, error: TzipError, row: int) -> TzipError:
+        """Return the error with what it is about: file, member and tensor."""
+        return self._placed(error, row, self._member_of(row))
 
     def member_stream(
         self, member: int, workers: Workers, write: "Callable[[int, U8], None] | None" = None

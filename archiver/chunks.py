@@ -32,7 +32,7 @@ from tzip.formats.layout import (
     payload_start,
 )
 
-__all__ = ["SLACK", "Layout", "decode_chunk", "read_blocks"]
+__all__ = ["SLACK", "Layout", "decode_chunk", "payload_starts", "read_blocks"]
 
 _NO_CLASSES: I64 = np.empty(0, np.int64)
 Table = HuffmanTable | RansTable
@@ -131,6 +131,26 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
     return Layout(head, transform, elements, width, cuts, strings, blocks, widths, end, classes)
 
 
+def payload_starts(record: U8, layout: Layout) -> list[int]:
+    """Return where the payloads of all blocks begin, those of A and B first, after proving that nothing else is between them.
+
+    Raises CorruptError or TruncatedError.
+    """
+    starts = []
+    at, length = layout.end, record.size
+    for block in layout.strings + layout.blocks:
+        start = payload_start(at, block.stored)
+        if start + block.stored > length:
+            raise TruncatedError("a chunk record ends within a payload")
+        if start > at and record[at:start].tobytes().strip(b"\0"):
+            raise CorruptError("bytes between payloads are not zero")
+        starts.append(start)
+        at = start + block.stored
+    if align(at, ALIGN) != length or record[at:].any():
+        raise CorruptError("a chunk record does not end with its last payload")
+    return starts
+
+
 def _check_string(block: Block, size: int) -> None:
     if not size:
         if block != Block(0):
@@ -215,18 +235,7 @@ def decode_chunk(
     if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):
         raise CorruptError("a chunk record does not match its check")
     layout = read_blocks(memoryview(record), run, chunk, elements, width)
-    starts = []
-    at = layout.end
-    for block in layout.strings + layout.blocks:
-        start = payload_start(at, block.stored)
-        if start + block.stored > length:
-            raise TruncatedError("a chunk record ends within a payload")
-        if start > at and record[at:start].tobytes().strip(b"\0"):
-            raise CorruptError("bytes between payloads are not zero")
-        starts.append(start)
-        at = start + block.stored
-    if align(at, ALIGN) != length or record[at:].any():
-        raise CorruptError("a chunk record does not end with its last payload")
+    starts = payload_starts(record, layout)
     total = Sum()
     if layout.transform is None:
         _Decoder(buffer, layout, starts).decode_into(out, total)

@@ -642,9 +642,10 @@ def inspect(path: str, output: str, threads: int, base: tuple[str, ...], force: 
 @click.option("--sample", default=256, show_default=True, type=click.IntRange(min=1), help="MB to measure of a larger input.")
 @click.option("--repeat", default=3, show_default=True, type=click.IntRange(min=1), help="Runs; the best counts.")
 @click.option("--threads", "-t", default=1, show_default=True, type=click.IntRange(min=1))
+@click.option("--device", help="Measure loading to a GPU instead: cuda, cuda:1 …")
 @_quiet
 @_as_json
-def bench(path: str, sample: int, repeat: int, threads: int, quiet: bool, as_json: bool) -> None:
+def bench(path: str, sample: int, repeat: int, threads: int, device: str | None, quiet: bool, as_json: bool) -> None:
     """Measure size and speed of every level on your own file or folder, in memory.
 
     \b
@@ -653,6 +654,9 @@ def bench(path: str, sample: int, repeat: int, threads: int, quiet: bool, as_jso
     """
     from tzip.measure import measure
 
+    if device is not None:
+        cli_tools.bench_device(path, device, sample * 1_000_000, repeat, as_json)
+        return
     with _progress("measuring", None, quiet) as progress:
         figures = measure(path, threads=threads, sample=sample * 1_000_000, repeat=repeat, progress=progress)
     if as_json:

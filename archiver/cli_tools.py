@@ -1,6 +1,25 @@
 """Commands that are about this machine, not about an archive."""
 
+import dataclasses
+import json
+
 import click
+
+
+def bench_device(path: str, device: str, sample: int, repeat: int, as_json: bool) -> None:
+    """Print how fast tensors come to a GPU; `tzip bench --device`."""
+    from tzip.measure_device import measure_device
+
+    figures = measure_device(path, device, sample=sample, repeat=repeat)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(f) for f in figures], indent=2))
+        return
+    click.echo(f"{device}; GB/s of tensors; the plain file loads at {figures[0].plain / 1e9:.2f}, "
+               f"from storage at {figures[0].plain_cold / 1e9:.2f}")  # fmt: skip
+    click.echo(f"{'level':8} {'size':>9} {'decode':>9} {'load':>9} {'from storage':>13}")
+    for f in figures:
+        size = f"{100 * f.bytes_out / max(f.bytes_in, 1):.2f} %"
+        click.echo(f"{f.level:8} {size:>9} {f.decode / 1e9:9.2f} {f.load / 1e9:9.2f} {f.load_cold / 1e9:13.2f}")
 
 
 @click.command("warm-up")

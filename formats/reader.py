@@ -130,12 +130,21 @@ class ArchiveReader:
             if self.source.readinto_at(offset, memoryview(buffer)[:length]) != length:
                 raise TruncatedError("a chunk record is cut off").at(path=self.source.name, offset=offset)
             buffer.flags.writeable = False
-        check = int.from_bytes(check_at(memoryview(buffer), offset - self.origin), "little")
+        check = self.chunk_check(run, chunk, memoryview(buffer))
+        return buffer, length, check
+
+    def chunk_check(self, run: int, chunk: int, record: memoryview) -> int:
+        """Return the bare check of a chunk record after proving that it is the one of the index; its bytes are not summed up.
+
+        Raises CorruptError.
+        """
+        offset, _ = self.chunk_at(run, chunk)
+        check = int.from_bytes(check_at(record, offset - self.origin), "little")
         if check != int(self.index["c_check"][int(self.first_chunk[run]) + chunk]):
             raise CorruptError("a chunk record is not the one that the index has").at(
                 path=self.source.name, offset=offset
             )
-        return buffer, length, check
+        return check
 
     def read_record(self, offset: int) -> bytes:
         """Return the member or done record at `offset` of the file, its check proven and bare."""

@@ -20,6 +20,7 @@ FOLDERS = {
     "archiver/safetensors": "tzip.safetensors",
     "coders": "tzip.coders",
     "formats": "tzip.formats",
+    "gpu": "tzip.gpu",
     "store": "tzip.store",
 }
 SOURCES = sorted(p for folder in FOLDERS for p in (ROOT / folder).glob("*.py"))

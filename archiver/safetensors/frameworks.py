@@ -10,6 +10,7 @@ import json
 import mmap
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from tzip.safetensors.opening import GENUINE_OPEN
 
 _NAMES = {"torch": "pt", "pytorch": "pt", "numpy": "np"}
 Read = Callable[[int, int], U8]  # bytes begin … end - 1 of a tensor, in fresh memory
+Load = Callable[[int, int, tuple[int, ...]], Any]  # the same, as a torch tensor of that shape on a GPU
 
 
 def named(framework: str) -> str:
@@ -56,6 +58,28 @@ class Target:
     backend: str = "mmap"
 
 
+def gpu(target: Target, stored: Stored) -> Any:
+    """Return the GPU that can decode a tensor for this target, or None: then it is decoded on the CPU and copied.
+
+    Where the target is a GPU that cannot decode, a warning says why: loading is slower so.
+    """
+    name = f"cuda:{target.device}" if isinstance(target.device, int) else str(target.device)
+    kind, _, ordinal = name.partition(":")
+    if target.framework != "pt" or kind != "cuda" or stored.dtype.bits % 8:
+        return None
+    _torch_form(stored)  # raises what the library does for a type that torch lacks
+    import torch
+
+    from tzip.gpu import available
+
+    number = int(ordinal) if ordinal else torch.cuda.current_device()
+    found = available(number)
+    if not found:
+        warnings.warn(f"tensors for cuda:{number} are decoded on the CPU: {found}", stacklevel=3)
+        return None
+    return f"cuda:{number}"
+
+
 def tensor(target: Target, stored: Stored, raw: U8) -> Any:
     """Return the tensor whose bytes are `raw`, shape (nbytes,), which becomes its memory where that is possible."""
     if target.framework == "pt":
@@ -66,8 +90,8 @@ def tensor(target: Target, stored: Stored, raw: U8) -> Any:
     return _by_the_library(target, stored, lambda begin, end: raw[begin:end], None)
 
 
-def part(target: Target, stored: Stored, index: Any, read: Read) -> Any:
-    """Return tensor[index], reading little more than the rows that the index touches.
+def part(target: Target, stored: Stored, index: Any, read: Read, load: Load | None = None) -> Any:
+    """Return tensor[index], reading little more than the rows that the index touches, or loading them to where they belong.
 
     torch's tensors are indexed by torch, as those that the library maps into memory are; all others by the library, which
     has rules of its own.
@@ -87,6 +111,8 @@ def part(target: Target, stored: Stored, index: Any, read: Read) -> Any:
     if _is_simple(index):  # raise what the index deserves before anything is decoded
         torch.empty(shape, dtype=dtype, device="meta")[index]
     span = _span(index, shape, 8 * dtype.itemsize)
+    if load is not None:
+        return load(0, stored.nbytes, shape)[index] if span is None else load(span.begin, span.end, span.shape)[span.index]
     if span is None:
         return _to_device(_torch_tensor(read(0, stored.nbytes), dtype, shape)[index], target.device)
     block = _torch_tensor(read(span.begin, span.end), dtype, span.shape)

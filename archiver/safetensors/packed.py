@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -113,6 +113,16 @@ class Contents:
         return self.archive.tensor_bytes(row, begin, stop, None)
 
 
+    def load(self, gpu: Any, rows: Sequence[int]) -> list[Any]:
+        """Return whole tensors as torch's, decoded on a GPU."""
+        return self.archive.load_parts([self.archive.view(row).part(None) for row in rows], gpu, "pt", None, None)
+
+    def load_part(self, gpu: Any, row: int, begin: int, end: int, shape: tuple[int, ...]) -> Any:
+        """Return bytes begin … end - 1 of the tensor in that row as a torch tensor of that shape, decoded on a GPU."""
+        part = dataclasses.replace(self.archive.view(row).part(None), begin=begin, end=end, shape=shape)
+        return self.archive.load_parts([part], gpu, "pt", None, None)[0]
+
+
 class PackedFile:
     """`safetensors.safe_open` of a packed file."""
 
@@ -161,17 +171,26 @@ class PackedFile:
         row = self._row(name)
         contents = self._open
         with as_safetensor_errors():
-            return frameworks.tensor(self._target, self._stored(contents, row), contents.read(row))
+            stored = self._stored(contents, row)
+            gpu = frameworks.gpu(self._target, stored)
+            return contents.load(gpu, [row])[0] if gpu else frameworks.tensor(self._target, stored, contents.read(row))
 
     def get_tensors(self) -> dict[str, Any]:
         """Return all tensors, in the order of the file."""
         contents = self._open
         with as_safetensor_errors():
             stored = {name: self._stored(contents, row) for name, row in contents.names.items()}
-            room = {name: np.empty(s.nbytes, np.uint8) for name, s in stored.items()}
+            gpus = {name: frameworks.gpu(self._target, s) for name, s in stored.items()}
+            there = [name for name, gpu in gpus.items() if gpu]
+            loaded = contents.load(gpus[there[0]], [contents.names[name] for name in there]) if there else []
+            done = dict(zip(there, loaded, strict=True))
+            room = {name: np.empty(s.nbytes, np.uint8) for name, s in stored.items() if name not in done}
             contents.archive.read_into([(contents.names[name], 0, out) for name, out in room.items()], None)
             # Each is given up as soon as it was handed on: what makes copies of its own needs one tensor more, not all.
-            return {name: frameworks.tensor(self._target, stored[name], room.pop(name)) for name in contents.names}
+            return {
+                name: done[name] if name in done else frameworks.tensor(self._target, stored[name], room.pop(name))
+                for name in contents.names
+            }
 
     if hasattr(GENUINE_OPEN, "get_tensor_meta"):
 
@@ -245,7 +264,9 @@ class PackedSlice:
 
     def __getitem__(self, index: Any) -> Any:
         with as_safetensor_errors():
-            return frameworks.part(self._target, self._stored, index, self._read)
+            gpu = frameworks.gpu(self._target, self._stored)
+            load = functools.partial(self._contents.load_part, gpu, self._row) if gpu else None
+            return frameworks.part(self._target, self._stored, index, self._read, load)
 
     def _read(self, begin: int, end: int) -> U8:
         return self._contents.read(self._row, begin, end)
