@@ -89,12 +89,14 @@ def encode_chunk(
             return record
         alone = encode_chunk(raw, width, coding, level, run, chunk, row, first)
         return record if len(record.record) < len(alone.record) else alone
+    # The sum brings the chunk into the cache; a sample looked at before it waits for memory at every step, with the GIL held.
+    total = sum64(raw)
     found = None if coding == "opaque" else structure.find(raw, width, coding, row, first)
     if found is not None and found.kind == transforms.RECORDS:
         blocks = _field_blocks(found, level)
         strings = [_string_block(s, level) for s in (found.side_a, found.side_b)]
         if _stored(blocks) + _stored(strings) + 144 + Block.SIZE * len(blocks) < raw.size:
-            return _record(PLANES, blocks, raw, width, run, chunk, sum64(raw), (found, strings))
+            return _record(PLANES, blocks, raw, width, run, chunk, total, (found, strings))
     elif found is not None:
         inner_coding = coding if found.kind == transforms.SPARSE else "planes"
         # In codes of a vocabulary level 3 finds what 7 does in elements of two bytes, and 5 to 7 less than it.
@@ -103,21 +105,16 @@ def encode_chunk(
         split, coded = _encode_elements(found.inner, found.inner_width, inner_coding, shorter)
         strings = [_string_block(s, level) for s in (found.side_a, found.side_b)]
         if _stored(coded) + _stored(strings) + 112 + Block.SIZE * len(coded) < raw.size:
-            return _record(split, coded, raw, width, run, chunk, sum64(raw), (found, strings))
-    plan, total = None, None
+            return _record(split, coded, raw, width, run, chunk, total, (found, strings))
+    plan = None
     if coding in _SPLIT_OF and not level.exhaustive and raw.size:
         split = _SPLIT_OF[coding]
-        usual, total, found_survey = _planned(raw, split, level, run, chunk)
+        usual, counted = _planned(raw, split, level, run, chunk, total)
+        if usual is None:
+            plan = _plan(raw.view(WORD[width]), group_size(raw.size // width), split, level, counted)
+            usual = _at_once(raw, plan, split, level, run, chunk, total)
         if usual is not None:
             return usual
-        total = sum64(raw) if total is None else total
-        plan = _plan(raw.view(WORD[width]), group_size(raw.size // width), split, level, found_survey)
-        usual = _at_once(raw, plan, split, level, run, chunk, total)
-        if usual is not None:
-            return usual
-    # The sum brings the chunk into the cache; a sample counted before it waits for memory at every step (both over 45 MB
-    # of bfloat16: 9.6 milliseconds in that order, 3.7 in this).
-    total = sum64(raw) if total is None else total
     split, coded = _encode_elements(raw, width, coding, level, plan)
     if level.exhaustive and found is None and coding in _SPLIT_OF and row > 1:
         sorted_rows = _by_rows(raw, width, coding, level, row, first, split, coded)
@@ -127,23 +124,23 @@ def encode_chunk(
 
 
 def _planned(
-    raw: U8, split: Split, level: Level, run: int, chunk: int
-) -> tuple[EncodedChunk | None, int | None, Survey | None]:
-    """Return the record of floats when all of them is as usual; or None, and their sum and survey if these were made."""
+    raw: U8, split: Split, level: Level, run: int, chunk: int, total: int
+) -> tuple[EncodedChunk | None, Survey | None]:
+    """Return the record of floats when all of them is as usual, else None, and what was counted of them if anything was."""
     n = raw.size // split.width
     size = group_size(n)
     rules = rules_of(n, size, split.head, level) if split.head is not None else None
     if rules is None or raw.ctypes.data % split.width:
-        return None, None, None
+        return None, None
     words = raw.view(WORD[split.width])
-    planned = plan_record(raw, words, split, size, rules)
+    planned = plan_record(words, split, size, rules)
     if planned is None:
-        return None, None, None
-    head = CHUNK + bytes(8) + ChunkHead(0, run, chunk, n, split.wire_id, split.width, 0, 0, planned.total).write()
+        return None, None
+    head = CHUNK + bytes(8) + ChunkHead(0, run, chunk, n, split.wire_id, split.width, 0, 0, total).write()
     found = encode_planned(head, words, split, size, rules.joined, planned)
     if found is None or found[1] * 100 > raw.size * 95:
-        return None, planned.total, planned.survey
-    return EncodedChunk(found[0].data, 1 << (RANS if rules.rans else HUFFMAN) | 1 << RAW), planned.total, planned.survey
+        return None, planned.survey
+    return EncodedChunk(found[0].data, 1 << (RANS if rules.rans else HUFFMAN) | 1 << RAW), planned.survey
 
 
 def _at_once(

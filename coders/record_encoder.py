@@ -98,7 +98,7 @@ def encode_record(
         windows[i] = fields.mantissa - joined, mask, window.low, span, add, window.instead, null, window.zero
     look_up, lengths = _look_up(kind, numbered), _lengths(kind, numbered)
     tables_ = np.frombuffer(bytearray(stored), np.uint8) if stored else _NOTHING
-    return _encode(head, words, split, size, joined, signs, kind, plan, windows, look_up, lengths, tables_)
+    return _encode(head, words, bits, size, joined, signs, kind, plan, windows, look_up, lengths, tables_)
 
 
 def encode_planned(
@@ -106,26 +106,25 @@ def encode_planned(
 ) -> tuple[U8, int] | None:
     """Do what `encode_record` does, as it was planned; None also for what one kernel cannot code."""
     fields, signs = split.head, planned.survey.signs[0]
-    if fields is None or planned.kind is None or not 4 <= fields.mantissa - joined + (signs == 0) <= 8:
+    bits = fields.mantissa - joined + (signs == 0) if fields is not None else 0
+    if planned.kind is None or not 4 <= bits <= 8:
         return None
     kind, lengths = planned.kind, planned.lengths if planned.kind == CODES else _NO_LENGTHS
     rows = (planned.plan, planned.windows, planned.look_up, lengths, planned.stored)
-    return _encode(head, words, split, size, joined, signs, kind, *rows)
+    return _encode(head, words, bits, size, joined, signs, kind, *rows)
 
 
 def _encode(
-    head: bytes, words: Words, split: Split, size: int, joined: int, signs: int, kind: int, plan: I64, windows: U16,
+    head: bytes, words: Words, bits: int, size: int, joined: int, signs: int, kind: int, plan: I64, windows: U16,
     look_up: Words, lengths: I64, stored: U8,
 ) -> tuple[U8, int] | None:  # fmt: skip
-    fields = split.head
-    assert fields is not None
     words = words.view()
     words.flags.writeable = False  # kernels are compiled for the one or the other
-    room = len(head) + 16 * len(plan) * split.width + words.nbytes * 9 // 8 + 65536
+    room = len(head) + 16 * len(plan) * words.itemsize + words.nbytes * 9 // 8 + 65536
     record = recycle(room)
     record[: len(head)] = np.frombuffer(head, np.uint8)
     r = _room
-    function = _kernel(kind, split.width, fields.mantissa - joined + (signs == 0))
+    function = _kernel(kind, words.itemsize, bits)
     arguments = (
         words, np.zeros(_CELL, words.dtype), size, joined, signs, plan, windows, look_up, lengths,
         rans_avx2.gatherings() if kind == YMM else _NOTHING, stored, len(head), r.coded, r.packed, r.stream, r.words,

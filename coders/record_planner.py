@@ -12,7 +12,7 @@ from typing import NamedTuple, no_type_check
 
 import numpy as np
 
-from tzip.coders import counting, fitting, huffman, keys, rans, rans_avx2, rans_portable, sums
+from tzip.coders import counting, fitting, huffman, keys, rans, rans_avx2, rans_portable
 from tzip.coders.arrays import I64, U8, U16, U32, U64, Words
 from tzip.coders.counting import Survey, survey_groups
 from tzip.coders.fitting import cost_of, fit, log2_table
@@ -23,7 +23,6 @@ from tzip.coders.planes import Split
 from tzip.coders.rans import NARROW, fill_encoders, measure_table, sort_bytes, write_table
 from tzip.coders.rans_avx2 import fill_divisors as fill_divisors_ymm
 from tzip.coders.rans_portable import fill_divisors
-from tzip.coders.sums import KEYS, STRIPE, sum_of
 
 NARROW_KEYS, WIDE_KEYS, YMM, SCALAR, PAIRS, CODES = range(6)  # what encodes the keys: four kernels of rANS, two of Huffman
 _GROUPS = 4
@@ -51,12 +50,11 @@ class Rules(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """The sum of the elements and what was counted of them; `kind`: what encodes the keys, None when the case is unusual. Then
+    """What was counted of the elements; `kind`: what encodes the keys, None when the case is unusual. Then
     the arrays that `record_encoder` needs, valid until this thread plans again: a row a group in `plan` and `windows`, a row
     a table in the others, the stored tables.
     """
 
-    total: int
     survey: Survey
     kind: int | None
     plan: I64
@@ -73,22 +71,21 @@ class _Room(threading.local):
         self.counts = np.empty(4 * _KEYS, np.uint32)
         self.pooled = np.empty(_KEYS, np.int64)
         self.used = np.empty((_GROUPS + 2, 256), np.int64)
-        self.rows = np.empty((4, 256), np.int64)
+        self.rows = np.empty((3, 256), np.int64)
         self.work = np.empty(FITTING, np.int64)
         self.leaf = np.empty(22 * 256, np.uint8)
         self.plan = np.empty((_GROUPS, 8), np.int64)
         self.windows = np.empty((_GROUPS, 8), np.uint16)
         self.stored = np.empty(_GROUPS * _STORED, np.uint8)
         self.codes = np.empty(256, np.uint32)
-        self.stripe = np.empty(STRIPE, np.uint8)
         self.look_ups: list[Words] = [np.empty((_GROUPS, size), dtype) for dtype, size in _LOOK_UPS]
 
 
 _room = _Room()
 
 
-def plan_record(raw: U8, words: Words, split: Split, group: int, rules: Rules) -> Planned | None:
-    """Plan the record of elements, shape (n,), whose bytes are `raw`, in groups of `group` elements, the last of what is left.
+def plan_record(words: Words, split: Split, group: int, rules: Rules) -> Planned | None:
+    """Plan the record of elements, shape (n,), in groups of `group` elements, the last of what is left.
 
     None when elements have more than four bytes, when there are more than four groups, or while the kernel is not worth
     compiling.
@@ -98,8 +95,8 @@ def plan_record(raw: U8, words: Words, split: Split, group: int, rules: Rules) -
     if head is None or groups > _GROUPS or words.itemsize > 4:
         return None
     r = _room
-    raw, words = raw.view(), words.view()
-    raw.flags.writeable = words.flags.writeable = False  # kernels are compiled for the one or the other
+    words = words.view()
+    words.flags.writeable = False  # kernels are compiled for the one or the other
     signs = np.empty(groups, np.int64)
     seen = np.empty((groups, 1 << (head.exponent + rules.joined)), np.int64)
     rests = np.zeros(256, np.int64)
@@ -107,23 +104,22 @@ def plan_record(raw: U8, words: Words, split: Split, group: int, rules: Rules) -
     level = {AVX512: 2, AVX2: 1}.get(tier(), 0)
     function = planner()
     arguments = (
-        raw, words, group, head.mantissa, rules.joined, head.exponent, rules.rans, rules.only, rules.every, rules.sample,
-        rules.segment, rules.dense, level, log2_table(), KEYS, r.counts, signs, seen, rests, tails, r.pooled, r.used, r.rows,
-        r.work, r.leaf, r.plan, r.windows, r.stored, r.codes, r.stripe, *r.look_ups,
+        words, group, head.mantissa, rules.joined, head.exponent, rules.rans, rules.only, rules.every, rules.sample,
+        rules.segment, rules.dense, level, log2_table(), r.counts, signs, seen, rests, tails, r.pooled, r.used, r.rows,
+        r.work, r.leaf, r.plan, r.windows, r.stored, r.codes, *r.look_ups,
     )  # fmt: skip
-    if not ready(function, arguments, raw.size):
+    if not ready(function, arguments, words.nbytes):
         return None
     kind = function(*arguments)
-    total = int(r.rows.view(np.uint64)[3, 0])
     survey = Survey(signs.tolist(), seen, rests, tails)
     look_up = r.look_ups[max(kind, 0)]
-    return Planned(total, survey, kind if kind >= 0 else None, r.plan[:groups], r.windows[:groups], look_up, r.used, r.stored)
+    return Planned(survey, kind if kind >= 0 else None, r.plan[:groups], r.windows[:groups], look_up, r.used, r.stored)
 
 
 @cache
 def planner() -> Callable[..., int]:
     """Return the kernel."""
-    return _make(stamp(counting, fitting, huffman, keys, rans, rans_avx2, rans_portable, sums))
+    return _make(stamp(counting, fitting, huffman, keys, rans, rans_avx2, rans_portable))
 
 
 @kernel
@@ -183,23 +179,20 @@ def _make(stamp: int) -> Callable[..., int]:
     @kernel
     @no_type_check
     def plan_groups(
-        raw: U8, words: Words, group: int, mantissa: int, joined: int, exponent: int, freqs: bool, only: bool, every: int,
-        sample: int, most: int, dense: int, level: int, log2: I64, sum_keys: U64, counts: U32, signs: I64, seen: I64,
+        words: Words, group: int, mantissa: int, joined: int, exponent: int, freqs: bool, only: bool, every: int,
+        sample: int, most: int, dense: int, level: int, log2: I64, counts: U32, signs: I64, seen: I64,
         rests: I64, tails: I64, pooled: I64, used: I64, rows: I64, work: I64, leaf: U8, plan: I64, windows: U16, stored: U8,
-        codes: U32, stripe: U8, narrow_look_up: U8, wide_look_up: U8, divisors: U64, wide_divisors: U64, pairs: U32,
+        codes: U32, narrow_look_up: U8, wide_look_up: U8, divisors: U64, wide_divisors: U64, pairs: U32,
         code_look_up: U32,
     ) -> int:
         """Return the kind that encodes the keys, -1 when the case is not the usual one; fill `plan` and `windows` as
         `record_encoder` needs them, used[i] with frequencies or code lengths, `stored`, and the look-ups of the kind.
 
-        signs, seen, rests and tails are those of a Survey in any case, and the sum of `raw` is in rows[3, 0].
+        signs, seen, rests and tails are those of a Survey in any case.
         Needs: what `survey_groups` does; a group for each row of seen, at most four; rests zero; a `_Room`.
         """  # fmt: skip
         if stamp < 0:
             return -1
-        # The sum brings the chunk into the cache; a sample counted before it waits for memory at every step (both over 45 MB
-        # of bfloat16: 9.6 milliseconds in that order, 3.7 in this).
-        rows[3, 0] = np.int64(sum_of(raw, sum_keys, stripe))
         survey_groups(words, group, mantissa - joined, every, sample, counts, signs, seen, rests, tails)
         groups = seen.shape[0]
         places = seen.shape[1]

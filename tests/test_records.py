@@ -15,7 +15,7 @@ from test_chunks import decode_slowly, fate
 
 from tzip import chunks, encoding, plan
 from tzip.chunks import SLACK, decode_chunk
-from tzip.coders import planes
+from tzip.coders import planes, record_planner
 from tzip.coders.huffman import HuffmanTable
 from tzip.coders.planes import Window
 from tzip.coders.rans import RansTable
@@ -255,6 +255,35 @@ def test_plans_of_one_kernel_are_those_of_every_step(coding, width, level, monke
     assert len(usual) < len(planned)
     # One table for all groups, and more than one.
     assert {len(set(used)) for _, *used in tables} >= {1, 2}
+
+
+@pytest.mark.parametrize(("coding", "level", "tier", "kind", "name"), [
+    ("bf16", "default", "avx512", record_planner.NARROW_KEYS, "encoders"),
+    ("f16", "default", "avx512", record_planner.WIDE_KEYS, "wide_encoders"),
+    ("bf16", "default", "avx2", record_planner.YMM, "divisors"),
+    ("bf16", "default", "portable", record_planner.SCALAR, "wide_divisors"),
+    ("bf16", "fast", "portable", record_planner.PAIRS, "pairs"),
+    ("f16", "fast", "portable", record_planner.CODES, "codes"),
+])  # fmt: skip
+def test_plans_hold_the_tables_that_encoders_look_up(coding, level, tier, kind, name, monkeypatch):
+    """Those of vector units, too, that this machine does not have."""
+    monkeypatch.setattr(record_planner, "tier", lambda: tier)
+    split, n = {"bf16": planes.BF16, "f16": planes.F16}[coding], 2 * GROUP + 20_000
+    words = of_several_scales(coding, 2, n, 5).view("<u2")
+    if kind == record_planner.WIDE_KEYS:
+        rng = np.random.default_rng(0)
+        words = (rng.standard_normal(n) * 2.0 ** (rng.integers(-13, 13, n) * (rng.random(n) < 0.1))).astype("<f2").view("<u2")
+    size = strategies.group_sizes(n)[0]
+    made = record_planner.plan_record(words, split, size, plan.rules_of(n, size, split.head, LEVELS[level]))
+    assert made.kind == kind
+    tables = RansTable if level == "default" else HuffmanTable
+    numbered = made.plan[:, 1].tolist()
+    for i, (_, number, shared, at, length, _, filler, lowest) in enumerate(made.plan.tolist()):
+        table = tables(made.lengths[number].copy())
+        assert np.array_equal(made.look_up[number], getattr(table, name))
+        assert (filler, lowest) == (table.filler, table.lowest)
+        assert shared == (i > 0 and numbered[i - 1] == number)
+        assert made.stored[at : at + length].tobytes() == (b"" if shared else table.stored)
 
 
 def test_plans_do_not_depend_on_what_lies_behind_their_counts(monkeypatch):
