@@ -11,6 +11,7 @@ from tzip.coders import huffman, planes, rans, records, rows, transforms, zstd
 from tzip.coders.arrays import I64, U8, U16, Words
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.huffman import SLACK, HuffmanTable
+from tzip.coders.plane_decoder import decode_planes
 from tzip.coders.planes import BYTES, PLANES, SPLITS, WORD, Split
 from tzip.coders.rans import RansTable
 from tzip.coders.record_decoder import decode_record
@@ -320,6 +321,10 @@ class _Decoder:
     def decode_into(self, out: U8, total: Sum | None = None) -> None:
         """Fill `out`; add it to `total`."""
         words = out.view(WORD[self.width])
+        if self.split is PLANES and self._at_once(words):
+            if total is not None:
+                total.add(out)
+            return
         for group, (begin, end) in enumerate(pairwise(self.layout.cuts)):
             part = words[begin:end]
             if self.split is BYTES:
@@ -330,6 +335,14 @@ class _Decoder:
                 self._floats(group, part)
             if total is not None:
                 total.add(part.view(np.uint8))
+
+    def _at_once(self, out: Words) -> bool:
+        """Fill `out` with elements from planes of bytes by one call of a kernel; return False when that cannot be done."""
+        rows = [
+            (b.codec, b.segments, b.flags, b.stored, b.escapes, b.value, at)
+            for b, at in zip(self.blocks, self.starts, strict=True)
+        ]
+        return decode_planes(self.buffer, np.array(rows, np.int64), np.array(self.layout.cuts, np.int64), out)
 
     def _whole(self, group: int, out: Words) -> None:
         """Fill `out` with elements from planes of bytes, the lowest first: above it there are often constants."""

@@ -69,7 +69,7 @@ def _counts(words: Words, shift: int, bits: int, every: int) -> I64:
     counts = borrow("counts", 4 << bits, np.uint32).reshape(4, -1)
     counts[:] = 0
     total = np.empty(1 << bits, np.int64)
-    _count(words, shift, (1 << bits) - 1, every, counts, total)
+    count_fields(words, shift, (1 << bits) - 1, every, counts, total)
     return total
 
 
@@ -93,7 +93,7 @@ def _start(run: int, every: int) -> int:
 
 @kernel
 @no_type_check
-def _count(words: Words, shift: int, mask: int, every: int, counts: U32, total: I64) -> None:
+def count_fields(words: Words, shift: int, mask: int, every: int, counts: U32, total: I64) -> None:
     """Four tables, so that runs of equal values do not wait for the same counter.
 
     Needs: counts (4, mask + 1), zero; total (mask + 1,).
@@ -184,10 +184,10 @@ def survey_groups(
         signs[g] = _signs(part, width - 1)
         table = counts[: 4 * total].reshape(4, total)
         table[:] = 0
-        _count(part, shift + low, total - 1, every, table, keys[g])
+        count_fields(part, shift + low, total - 1, every, table, keys[g])
         if sample > 0:
             _count_rests(part, shift, low, True, sample, rests)
             for p in range(tails.shape[0]):
                 bytes_ = counts[:1024].reshape(4, 256)
                 bytes_[:] = 0
-                _count(part, shift - 8 - 8 * p, 255, sample, bytes_, tails[p, g])
+                count_fields(part, shift - 8 - 8 * p, 255, sample, bytes_, tails[p, g])

@@ -261,7 +261,7 @@ def _finish(buffer: U8, stream: Stream, out: U8) -> None:
     if left >= MANY:  # no vectors; or a segment near the end of the buffer has stopped its neighbours
         rans_portable.decode(buffer, s.table.slots, s.left, s.at, s.symbol, s.states, out)
     slots = s.table.slots if left or s.symbol[-1] < s.n else _NO_SLOTS
-    bad = _decode(buffer, s.at, s.end, s.symbol, s.states, slots, s.segment, s.n, out)
+    bad = decode_rest(buffer, s.at, s.end, s.symbol, s.states, slots, s.segment, s.n, out)
     if bad:
         raise CorruptError(f"rans: segment {bad - 1} does not end where its words do")
 
@@ -629,7 +629,7 @@ def _decode_rows(buffer: U8, at: int, stop: int, x: U32, first: int, slots: U32,
 
 @quick_kernel
 @no_type_check
-def _decode(buffer: U8, at: I64, end: I64, symbol: I64, x: U32, slots: U32, segment: int, n: int, out: U8) -> int:
+def decode_rest(buffer: U8, at: I64, end: I64, symbol: I64, x: U32, slots: U32, segment: int, n: int, out: U8) -> int:
     """Decode what is left of all segments; return 0, or 1 + the number of the first that does not end as it should.
 
     Needs: at >= 0, end <= buffer.size; x (32 at.size,); segment a multiple of 32; n <= out.size; what `_decode_rows` needs.

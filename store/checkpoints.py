@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tzip.archive import Archive, TensorView
+from tzip.archive import Archive
 from tzip.coders.arrays import U8
 from tzip.coders.errors import CorruptError, TensorNotFoundError, TzipError
 from tzip.formats.dtypes import Dtype
@@ -19,6 +19,7 @@ from tzip.store.journal import Entry
 from tzip.store.manifest import MANIFEST, Manifest
 from tzip.store.objects import row_of
 from tzip.store.states import Target, rebuild
+from tzip.views import TensorView
 
 _OPEN = 32  # archives that are kept open, each with up to a chain of others: a process may have 1024 files
 
