@@ -1,7 +1,7 @@
 """The HDF5 files that h5py writes unless told otherwise, Keras's weights among them: where their datasets lie.
 
 Those are superblock 0, object headers 1, groups of symbol tables, datasets in one piece or in chunks under a tree (HDF5 File
-Format Specification 3.0, sections II.A, III.A, III.B, III.D, IV.A). They take 2 ms for a hundred datasets: a process with
+Format Specification 3.0, sections II.A, III.A, III.B, III.D, IV.A). They take 4 ms for a hundred datasets: a process with
 the HDF5 library, which `hdf5_files` needs for all others, takes 180, a third of packing 91 MB. Whatever is of another kind,
 or looks wrong, is left to that library: here is no second opinion on faults, only `_Other`.
 """
@@ -14,7 +14,7 @@ from tzip.formats.containers import ContainerError, Contents, Read, Region, View
 from tzip.formats.dtypes import BY_NAME, Dtype
 
 NAME = "hdf5"
-MAX_METADATA = 1 << 25  # which takes 2 s
+MAX_METADATA = 1 << 25  # some 3 s, when all of it are the smallest structures
 MAX_OBJECTS = 100_000
 MAX_DEPTH = 64
 MAX_CHUNKS = 1 << 18

@@ -107,7 +107,7 @@ def _find(read: Read, size: int) -> Contents | None:
 
 
 def _dense_enough(view: View) -> bool:
-    return view.dtype.nbytes(_count(view)) <= span_bytes(view.dtype, view.shape, view.strides)
+    return view.strides is None or view.dtype.nbytes(_count(view)) <= span_bytes(view.dtype, view.shape, view.strides)
 
 
 def _count(view: View) -> int:

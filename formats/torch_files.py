@@ -24,11 +24,15 @@ _TAIL = 1 << 16  # bytes at the end of an archive that show whose it is
 _NAMES = 100_000_000  # characters of all names
 _DIMENSIONS = 64
 
-_STORAGES = {
-    "Float": "F32", "Double": "F64", "Half": "F16", "BFloat16": "BF16", "ComplexFloat": "C64", "ComplexDouble": "C128",
-    "Byte": "U8", "Char": "I8", "Short": "I16", "Int": "I32", "Long": "I64", "Bool": "BOOL",
-    "QInt8": "I8", "QUInt8": "U8", "QInt32": "I32", "QUInt4x2": "U8", "QUInt2x4": "U8", "Untyped": "U8",
+_STORAGES = {  # whether the name says what the bytes are used as
+    name: (BY_NAME[dtype], name != "Untyped")
+    for name, dtype in {
+        "Float": "F32", "Double": "F64", "Half": "F16", "BFloat16": "BF16", "ComplexFloat": "C64", "ComplexDouble": "C128",
+        "Byte": "U8", "Char": "I8", "Short": "I16", "Int": "I32", "Long": "I64", "Bool": "BOOL",
+        "QInt8": "I8", "QUInt8": "U8", "QInt32": "I32", "QUInt4x2": "U8", "QUInt2x4": "U8", "Untyped": "U8",
+    }.items()
 }  # fmt: skip
+_USUAL = {f"torch.{name}Storage": found for name, found in _STORAGES.items()}
 _DTYPES = {
     "torch.float32": "F32", "torch.float64": "F64", "torch.float16": "F16", "torch.bfloat16": "BF16",
     "torch.complex64": "C64", "torch.complex128": "C128", "torch.bool": "BOOL",
@@ -170,14 +174,14 @@ class _Reader:
                 pass
             case _:
                 raise ContainerError("it has a persistent id that names no storage")
-        type_name = kind.rpartition(".")[2].lstrip("_").removesuffix("Storage")
-        if type_name not in _STORAGES:
+        found = _USUAL.get(kind) or _STORAGES.get(kind.rpartition(".")[2].lstrip("_").removesuffix("Storage"))
+        if found is None:
             raise ContainerError(f"it has a storage of the unknown type {kind[:100]!r}")
-        dtype = BY_NAME[_STORAGES[type_name]]
+        dtype, typed = found
         size = count * _width(dtype)
         storage = self.storages.get(key)
         if storage is None:
-            storage = self.storages[key] = _Storage(dtype, size, {dtype.name: 0} if type_name != "Untyped" else {})
+            storage = self.storages[key] = _Storage(dtype, size, {dtype.name: 0} if typed else {})
         elif storage.size != size:
             raise ContainerError(f"its storage {key[:100]!r} has two sizes")
         match rest:
@@ -255,7 +259,9 @@ def _contents(parts: list[tuple[_Reader, str | None, object]], warnings: list[st
         for path, tensor in reached(root, _Tensor, top, _TRANSPARENT):
             name = "tensor" if path is None else path
             begin = tensor.storage.begin
-            if begin is None or not _is_seen(tensor) or name.encode(errors="ignore").decode() != name:
+            if begin is None or not _is_seen(tensor):
+                continue
+            if not name.isascii() and name.encode(errors="ignore").decode() != name:
                 continue  # a lone surrogate has no UTF-8 form
             total += len(name)
             if total > _NAMES:
