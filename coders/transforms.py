@@ -12,6 +12,7 @@ import numpy as np
 
 from tzip.coders import delta, order, records, vocabulary
 from tzip.coders import grid as grids
+from tzip.coders import palette as palettes
 from tzip.coders.arrays import I64, U8, U64, Words
 from tzip.coders.errors import CorruptError, UnsupportedError
 from tzip.coders.jit import kernel
@@ -35,7 +36,6 @@ MAX_ELEMENTS = 1 << 20
 MAX_INNER = 1 << 22  # of a vocabulary; others have as many as there are elements
 MAX_GROUPS = 32
 MAX_STRING = grids.MAX_STRING
-_SLOTS = 1024  # of the hash table for at most 256 values
 
 
 class TransformHeader(Protocol):
@@ -200,7 +200,7 @@ def invert(kind: int, inner: U8, side_a: U8, side_b: U8, head: TransformHeader, 
     words = target.view(WORD[width])
     symbols = _words(inner, head.inner_width)
     if kind == PALETTE:
-        _invert_palette(inner, side_a, head.a, width, target)
+        palettes.invert(inner, side_a, head.a, width, target)
     elif kind == GRID:
         scales = grids.read_scales(side_a, head.a >> 4)
         grids.multiply(symbols, scales, head.c, head.b, head.a & 15, words)
@@ -338,36 +338,6 @@ def _words(raw: U8, width: int) -> Words:
     return (raw if _fits(raw, width) else raw.copy()).view(WORD[width])
 
 
-def _invert_palette(inner: U8, values: U8, bits: int, width: int, out: U8) -> None:
-    """Copy a row of elements for each inner byte: those of the 8 / bits indices that it holds."""
-    k = values.size // width
-    each = 8 // bits
-    n = out.size // width
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    indices = np.arange(256, dtype=np.uint8)[:, None] >> shifts & np.uint8((1 << bits) - 1)
-    whole = n // each
-    if k < 1 << bits and inner.size:
-        if bits == 8:
-            good = int(inner.max()) < k
-        else:
-            seen = np.zeros(256, np.uint8)
-            _see(inner[:whole], seen)
-            good = not (seen.astype(bool) & (indices >= k).any(axis=1)).any()
-        if not good:
-            raise CorruptError(f"palette: an index is not below {k}")
-    table = np.zeros((1 << bits, width), np.uint8)
-    table[:k] = values.reshape(width, k)[::-1].T
-    rows = np.ascontiguousarray(table[indices]).reshape(-1)  # 256 rows of each * width bytes
-    step = min(each * width, 8)
-    _rows(inner[:whole], rows.view(WORD[step]), out[: whole * each * width].view(WORD[step]))
-    rest = n - whole * each
-    if rest:
-        last = int(inner[-1])
-        if last >> rest * bits or any(int(i) >= k for i in indices[last, :rest]):
-            raise CorruptError("palette: in the last byte, unused bits are not zero or an index is too large")
-        out[whole * each * width :] = table[indices[last, :rest]].reshape(-1)
-
-
 def _invert_sparse(inner: Words, mask: U8, fill: int, out: Words) -> None:
     if not inner.size:
         out[:] = fill
@@ -390,57 +360,11 @@ def _ranks() -> U8:
 
 def palette(raw: U8, width: int, most: int = 256) -> Transformed | None:
     """Return elements, shape (n * width,) as bytes, as indices of 1, 2, 4 or 8 bits; None with more than `most` values."""
-    found = indexed(raw, width, most)
-    return None if found is None else packed(*found, width)
-
-
-def indexed(raw: U8, width: int, most: int = 256) -> tuple[U8, Words] | None:
-    """Return indices, shape (n,), and their values in order of appearance; None with more than `most` <= 256."""
-    words = _words(raw, width)
-    values = np.empty(257, words.dtype)
-    indices = np.empty(words.size, np.uint8)
-    if width <= 2:
-        k = _index_small(words, np.zeros(1 << 8 * width, np.uint16), most, values, indices)
-    else:
-        k = _index(words, np.empty(_SLOTS, words.dtype), np.zeros(_SLOTS, np.uint16), most, values, indices)
-    return (indices, values[:k].copy()) if k <= most else None
-
-
-def packed(indices: U8, values: Words, width: int) -> Transformed:
-    """Return the palette of indices, shape (n,), below the number of values, 1 to 256, which differ.
-
-    The values ascend, byte by byte: then those of fp8 times a scale take 100 bytes, as they came 350.
-    """
-    bits = index_bits(values.size)
-    order_ = np.argsort(values)
-    places = np.empty(256, np.uint8)
-    places[order_] = np.arange(values.size)
-    side = np.ascontiguousarray(values[order_].view(np.uint8).reshape(-1, width)[:, ::-1].T).reshape(-1)
-    return Transformed(PALETTE, pack(places[indices], bits), 1, a=bits, side_a=side)
-
-
-def index_bits(values: int) -> int:
-    """Return the bits of an index of that many values."""
-    return 1 if values <= 2 else 2 if values <= 4 else 4 if values <= 16 else 8
-
-
-def pack(indices: U8, bits: int) -> U8:
-    """Return indices, shape (n,), of 1, 2, 4 or 8 bits, the first in the lowest bits of a byte."""
-    if bits == 8:
-        return indices
-    if bits == 1:
-        return np.packbits(indices, bitorder="little")
-    each = 8 // bits
-    padded = indices
-    if indices.size % each:
-        padded = np.zeros(-(-indices.size // each) * each, np.uint8)
-        padded[: indices.size] = indices
-    out = np.empty(padded.size // each, np.uint8)
-    if bits == 2:
-        _pack4(padded.view(np.uint32), out)
-    else:
-        _pack2(padded.view(np.uint16), out)
-    return out
+    found = palettes.indexed(_words(raw, width), most)
+    if found is None:
+        return None
+    bits, indices, side = palettes.packed(*found)
+    return Transformed(PALETTE, indices, 1, a=bits, side_a=side)
 
 
 def grid(raw: U8, width: int, container: int, layouts: list[tuple[int, int]]) -> Transformed | None:
@@ -547,33 +471,6 @@ def offset(raw: U8, width: int, signed: bool) -> Transformed | None:
 
 @kernel
 @no_type_check
-def _see(inner: U8, seen: U8) -> int:
-    """Needs: seen.size == 256."""
-    for i in range(inner.size):
-        seen[inner[i]] = 1
-    return 0
-
-
-@kernel
-@no_type_check
-def _rows(inner: U8, rows: Words, out: Words) -> int:
-    """Write row inner[i] of a table of 256 rows. Needs: out.size == inner.size * rows.size / 256."""
-    each = rows.size // 256
-    if each == 1:
-        for i in range(inner.size):
-            out[i] = rows[inner[i]]
-    else:
-        e = np.uint64(each)
-        for i in range(inner.size):
-            source = np.uint64(inner[i]) * e
-            target = np.uint64(i) * e
-            for k in range(each):
-                out[target + np.uint64(k)] = rows[source + np.uint64(k)]
-    return 0
-
-
-@kernel
-@no_type_check
 def _count_ones(words: U64) -> int:
     total = np.uint64(0)
     for i in range(words.size):
@@ -643,70 +540,4 @@ def _sum(inner: Words, first: Any, out: Words) -> int:
     for i in range(out.size):
         x += np.uint64(inner[i])
         out[i] = x
-    return 0
-
-
-@kernel
-@no_type_check
-def _index_small(words: Words, table: Words, most: int, values: Words, indices: U8) -> int:
-    """Return the number of values, at most `most` + 1. Needs: table zero, one entry a word; values.size > most."""
-    k = np.uint16(0)
-    for i in range(words.size):
-        w = words[i]
-        t = table[w]
-        if t == np.uint16(0):
-            values[k] = w
-            k += np.uint16(1)
-            if k > most:
-                break
-            table[w] = k
-            t = k
-        indices[i] = np.uint8(t - np.uint16(1))
-    return np.int64(k)
-
-
-@kernel
-@no_type_check
-def _index(words: Words, keys: Words, table: Words, most: int, values: Words, indices: U8) -> int:
-    """Return the number of values, at most `most` + 1 <= 257.
-
-    Needs: table zero; keys and table of 1024; values.size > most.
-    """
-    k = np.uint16(0)
-    for i in range(words.size):
-        w = words[i]
-        slot = (np.uint64(w) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(54)
-        while table[slot] != np.uint16(0) and keys[slot] != w:
-            slot = (slot + np.uint64(1)) & np.uint64(1023)
-        t = table[slot]
-        if t == np.uint16(0):
-            values[k] = w
-            k += np.uint16(1)
-            if k > most:
-                break
-            keys[slot] = w
-            table[slot] = k
-            t = k
-        indices[i] = np.uint8(t - np.uint16(1))
-    return np.int64(k)
-
-
-@kernel
-@no_type_check
-def _pack4(groups: Words, out: U8) -> int:
-    """Four indices of 2 bits in a byte. Needs: groups.size == out.size, indices below 4."""
-    for i in range(out.size):
-        g = np.uint32(groups[i])
-        g = (g | (g >> np.uint32(6))) & np.uint32(0x000F000F)
-        out[i] = np.uint8((g | (g >> np.uint32(12))) & np.uint32(0xFF))
-    return 0
-
-
-@kernel
-@no_type_check
-def _pack2(groups: Words, out: U8) -> int:
-    """Two indices of 4 bits in a byte. Needs: groups.size == out.size, indices below 16."""
-    for i in range(out.size):
-        g = np.uint32(groups[i])
-        out[i] = np.uint8((g | (g >> np.uint32(4))) & np.uint32(0xFF))
     return 0

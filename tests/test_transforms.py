@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tzip.coders import grid as grids
-from tzip.coders import order, records, sampling, transforms, vocabulary
+from tzip.coders import order, palette, records, sampling, transforms, vocabulary
 from tzip.coders.errors import CorruptError, UnsupportedError
 from tzip.coders.transforms import (
     DELTA,
@@ -139,7 +139,7 @@ def test_more_values_than_a_palette_has():
     assert transforms.palette(raw(np.arange(257, dtype=np.uint16)), 2) is None
     assert transforms.palette(raw(np.arange(257, dtype=np.uint32)), 4) is None
     assert transforms.palette(raw(np.arange(256, dtype=np.uint64)), 8) is not None
-    assert transforms.indexed(raw(np.arange(17, dtype=np.uint8)), 1, 16) is None
+    assert palette.indexed(np.arange(17, dtype=np.uint8), 16) is None
 
 
 def test_offset_that_does_not_shrink():
@@ -280,13 +280,13 @@ def samples() -> dict[int, tuple[Transformed, int, int]]:
     floats = (np.rint(rng.standard_normal(n) * 30).clip(-127, 127) * 0.25).astype(np.float32)
     floats[5] = np.float32(0.1)
     grid = transforms.grid(raw(floats), 4, grids.F32_ELEMENTS, [(100, 61)])
-    palette = transforms.palette(raw(rng.integers(0, 11, n).astype(np.uint16)), 2)
+    few = transforms.palette(raw(rng.integers(0, 11, n).astype(np.uint16)), 2)
     offset = transforms.offset(raw(rng.integers(100, 60000, n).astype(np.int64)), 8, signed=True)
     assert grid is not None
-    assert palette is not None
+    assert few is not None
     assert offset is not None
     return {
-        PALETTE: (palette, 2 * n, 2),
+        PALETTE: (few, 2 * n, 2),
         GRID: (grid, 4 * n, 4),
         SPARSE: (transforms.sparse(raw(rng.integers(0, 3, n).astype(np.uint32)), 4, 0), 4 * n, 4),
         DIFFERENCE: (transforms.difference(raw(rng.integers(0, 99, n).astype(np.uint32)), 4), 4 * n, 4),
@@ -485,10 +485,10 @@ def test_palette_indices_that_are_too_large(bits, k, width):
         for bad in (k, (1 << bits) - 1):
             forged = indices.copy()
             forged[at] = bad
-            t = Transformed(PALETTE, transforms.pack(forged, bits), 1, a=bits, side_a=side)
+            t = Transformed(PALETTE, palette.pack(forged, bits), 1, a=bits, side_a=side)
             with pytest.raises(CorruptError):
                 inverted(t, n * width, width)
-    t = Transformed(PALETTE, transforms.pack(indices, bits), 1, a=bits, side_a=side)
+    t = Transformed(PALETTE, palette.pack(indices, bits), 1, a=bits, side_a=side)
     assert inverted(t, n * width, width).size == n * width
 
 
