@@ -1,5 +1,6 @@
 """The store of checkpoints: what goes in comes out, in little space, and nothing that is kept is ever lost."""
 
+import errno
 import hashlib
 import json
 import os
@@ -1476,6 +1477,38 @@ def test_repair_forgets_nothing_that_a_newer_tzip_made(run: Path) -> None:
         new(run).load(0)
     with pytest.raises(tzip.UnsupportedError):  # nor is anything swept while nobody knows what it needs
         new(run).gc(grace=0)
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.EACCES, errno.EIO], ids=lambda c: errno.errorcode[c])
+def test_what_the_system_refuses_is_no_damage(run: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """Too many open files, no permission: nothing may be forgotten for it. A disk that fails again and again is damage."""
+    with new(run, max_chain=1) as store:
+        for i in range(3):
+            store.save(i, {"w": np.arange(3.0 + i)})
+    bad = new(run).find(1).object
+    for headless in (False, True):
+        if headless:
+            (run / "head.json").unlink()
+        with pytest.MonkeyPatch.context() as patch:
+            original = checkpoints._Object.__init__
+
+            def refused(self: Any, path: Path, _original: Any = original) -> None:
+                if path.stem == bad:
+                    raise OSError(code, os.strerror(code))
+                _original(self, path)
+
+            patch.setattr(checkpoints._Object, "__init__", refused)
+            if code != errno.EIO:
+                with pytest.raises(OSError):
+                    new_repair(run)
+                assert headless or [e.step for e in new(run).log()] == [2, 1, 0]
+            elif not headless:
+                assert [f.steps for f in new(run).verify().faults] == [(1,)]
+                assert list(new_repair(run).lost) == [1]
+            else:
+                assert list(new_repair(run).unreadable) == [bad]
+    (run / "head.json").unlink(missing_ok=True)
+    assert new_repair(run).kept == [0, 1, 2]  # and when it passes, all is there again
 
 
 def test_gc_removes_nothing_when_a_manifest_cannot_be_read(run: Path) -> None:

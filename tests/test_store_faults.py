@@ -223,16 +223,16 @@ def test_full_disk(tmp_path: Path, only: tuple[str, ...]) -> None:
     """From the Nth call on there is no space; when there is some again, all goes on."""
     template = tmp_path / "template"
     before = build(template)
-    for n in range(1, 200):
+    for n in range(1, 200, 1 if NIGHTLY else 3):
         run = shutil.copytree(template, tmp_path / f"r{n}")
         with new(run) as store:
             with fault(n, errno.ENOSPC, only, keep=True) as state:
                 for i in (6, 7):
                     with pytest.raises(OSError) if n == 1 else contextlib.suppress(OSError):
                         store.save(i, state_of(i))
-            now = holds(run, before, before | {6: state_of(6)}, before | {6: state_of(6), 7: state_of(7)})
+            now = holds(run, before, before | {6: state_of(6)}, before | {6: state_of(6), 7: state_of(7)}, deep=False)
             store.save(8, state_of(8))
-        holds(run, now | {8: state_of(8)})
+        holds(run, now | {8: state_of(8)}, deep=n % 4 == 0)
         if not state.fired:
             break
     assert not state.fired
@@ -698,8 +698,8 @@ def test_locks_that_others_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(tzip.UsageError, match="lock"):
             store.save(6, state_of(6))
         with pytest.raises(tzip.UsageError, match="lock"):
-            store.tag("x", 5)
-        same(states[5], new(run).load(5))  # readers need none
+            store.tag("x", 4)
+        same(states[4], new(run).load(4))  # readers need none
     with LocalFolder(run).alone() as alone:
         assert alone
         with pytest.raises(tzip.UsageError, match="lock"):
