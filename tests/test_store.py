@@ -579,6 +579,16 @@ def test_tensors_that_change_in_turns_make_no_endless_chain(run: Path) -> None:
     assert new(run).verify(deep=True).faults == []
 
 
+def test_small_tensors_are_as_deep_as_those_they_share_chunks_with(run: Path) -> None:
+    x, y = list(walk(500, 3)), list(walk(500, 2, 1))
+    with new(run) as store:
+        for i in range(3):
+            store.save(i, {"x": x[i], "y": y[i // 2]})
+    with new(run).open() as checkpoint, decoded() as seen:
+        same(y[1], checkpoint["y"])
+        assert len(seen) == checkpoint.manifest.records["y"].depth + 1 == 3
+
+
 def test_chain_of_a_store_may_be_changed_later(run: Path) -> None:
     with new(run, max_chain=2, level="fast") as store:
         assert (store.max_chain, store.level) == (2, "fast")
