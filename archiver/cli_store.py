@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import itertools
 import json
+import math
 from typing import Any
 
 import click
@@ -105,6 +106,8 @@ def log(run: str, as_json: bool, limit: int | None) -> None:
     entries = itertools.islice(opened.log(), limit)
     rows = [dataclasses.asdict(e) | {"tags": tags.get(e.step, [])} for e in entries]
     if as_json:
+        for row in rows:  # JSON has no form for these, either
+            row["metrics"] = {k: v if math.isfinite(v) else repr(v) for k, v in row["metrics"].items()}
         _say(rows)
         return
     for row in rows:

@@ -405,7 +405,11 @@ def numpy_array(dtype: Dtype, shape: tuple[int, ...], raw: U8, form: str, *, tor
     if form == "complex128":
         return raw.view(np.complex128).reshape(shape[:-1])
     plain = dtype.numpy()
-    return raw.reshape(shape) if plain is None else raw.view(plain).reshape(shape)
+    if plain is None:  # numpy has no elements of 6 bits: the bytes
+        return raw.reshape(shape) if dtype.bits == 8 else raw
+    if dtype.bits == 4:  # ml_dtypes holds one element a byte; files hold two, the first in the low half
+        raw = np.stack((raw & 15, raw >> 4), axis=-1).reshape(-1)
+    return raw.view(plain).reshape(shape)
 
 
 def torch_tensor(dtype: Dtype, shape: tuple[int, ...], raw: U8, form: str, device: Any) -> Any:
