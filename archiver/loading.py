@@ -217,7 +217,7 @@ def _torch_tensor(part: Part, raw: Any) -> Any:
 def _device_tensor(part: Part, memory: Any, device: Any, framework: str) -> Any:
     if framework == "pt":
         made = _torch_tensor(part, device.tensor(memory, 0, part.nbytes, np.dtype(np.uint8), (part.nbytes,)))
-        return made if part.nbytes or device.name == "emulation" else made.to(device.name)
+        return made.to(device.name) if not part.nbytes and device.name.startswith("cuda") else made
     dtype = part.dtype.numpy()
     assert dtype is not None
     if dtype.kind == "V":  # of ml_dtypes, which CuPy does not know: the bits, as integers
