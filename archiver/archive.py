@@ -167,6 +167,7 @@ class Archive(Mapping[str, NDArray[Any]]):
         *,
         stream: Any = None,
         threads: int | None = None,
+        bases: "Mapping[str, Any] | None" = None,
     ) -> dict[str, Any]:
         """Return tensors (all of them, or those named) on a device, by name.
 
@@ -174,7 +175,9 @@ class Archive(Mapping[str, NDArray[Any]]):
         is what is copied to it. `framework`: np (on the CPU, the default there), cupy (the default on a GPU) or pt; torch's
         tensors are CuPy's memory, handed over without a copy. Types that CuPy lacks (bfloat16, float8) come as unsigned
         integers of their bits. `stream`: the CUDA stream, CuPy's or as an integer, in which the results are used; by default
-        the framework's current one. `threads` read and, on the CPU, decode.
+        the framework's current one. `threads` read and, on the CPU, decode. `bases`: tensors on the same GPU, CuPy's or
+        torch's, that differences are from, by the names that they have in the base's file; what is not among them is found as
+        `open` says, and copied. A wrong one is seen by the sums, and raises CorruptError.
 
         Where there is no CuPy or no GPU that it can use, torch's tensors are decoded on the CPU and copied, with a warning;
         when torch has no GPU either, and for CuPy, that is a UsageError which says what is missing (`tzip.gpu.available()`).
@@ -182,16 +185,22 @@ class Archive(Mapping[str, NDArray[Any]]):
         on the CPU raises: CorruptError, TruncatedError, UnsupportedError, BaseNotFoundError.
         """
         views = [self.tensor(name) for name in (self if names is None else names)]
-        loaded = self.load_parts([view.part(None) for view in views], device, framework, stream, threads)
+        loaded = self.load_parts([view.part(None) for view in views], device, framework, stream, threads, bases)
         return {view.name: tensor for view, tensor in zip(views, loaded, strict=True)}
 
     def load_parts(
-        self, parts: "Sequence[Part]", device: Any, framework: str | None, stream: Any, threads: int | None
+        self,
+        parts: "Sequence[Part]",
+        device: Any,
+        framework: str | None,
+        stream: Any,
+        threads: int | None,
+        bases: "Mapping[str, Any] | None" = None,
     ) -> list[Any]:
         """Return parts of tensors (`TensorView.part`) on a device; see `load`."""
         from tzip.loading import load
 
-        return load(self, parts, device, framework, stream, threads)
+        return load(self, parts, device, framework, stream, threads, bases)
 
     # ---- listings
 
@@ -309,6 +318,18 @@ class Archive(Mapping[str, NDArray[Any]]):
             found.append((int(index["i_offset"][i]), length, base))
         with self._lock:
             return self._inputs.setdefault(run, found)
+
+    def input_spans(self, run: int) -> list[tuple[int, int, str]]:
+        """Return what the inputs of a run are for: (first byte of the run, bytes, name of the tensor in the base's file).
+
+        Raises UnsupportedError for a kind of input that this tzip does not know.
+        """
+        index = self.reader.index
+        first = int(self._first_input[run])
+        rows = range(first, first + int(index["r_inputs"][run]))
+        if any(int(index["i_kind"][i]) != AT_SAME_PLACE for i in rows):
+            raise UnsupportedError("an input of the run is not known to this tzip; upgrade it")
+        return [(int(index["i_offset"][i]), int(index["i_length"][i]), index.input_names[i][1]) for i in rows]
 
     def find_bases(self, runs: "Iterable[int] | None" = None) -> list[str]:
         """Find all bases (of these runs), and theirs, so that a missing one is known before anything is written.

@@ -1,7 +1,7 @@
 """Tensors for the device and framework that the caller names: numpy's and torch's on the CPU, CuPy's and torch's on a GPU."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 from tzip.coders.arrays import U8
 from tzip.coders.errors import TzipError, UnsupportedError, UsageError
 from tzip.formats.dtypes import Dtype
+from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.reader import ArchiveReader
 from tzip.workers import thread_count
 
@@ -61,17 +62,27 @@ class Tensors(Protocol):
         """Return the base bytes of a chunk."""
         ...
 
+    def input_spans(self, run: int) -> list[tuple[int, int, str]]:
+        """Return what the inputs of a run are for: (first byte of the run, bytes, name of the tensor)."""
+        ...
+
     def placed(self, error: TzipError, row: int) -> TzipError:
         """Return the error with the tensor's name and place added."""
         ...
 
 
 def load(
-    archive: Tensors, parts: Sequence[Part], device: Any, framework: str | None, stream: Any, threads: int | None
+    archive: Tensors,
+    parts: Sequence[Part],
+    device: Any,
+    framework: str | None,
+    stream: Any,
+    threads: int | None,
+    bases: Mapping[str, Any] | None = None,
 ) -> list[Any]:
     """Return the parts as arrays or tensors on a device; see `Archive.load`."""
     if not isinstance(device, str) and hasattr(device, "launch"):
-        return _on_device(archive, parts, device, framework or "cupy", threads)
+        return _on_device(archive, parts, device, framework or "cupy", threads, bases)
     kind, ordinal = _parse(device)
     if framework is None:
         framework = "np" if kind == "cpu" else "cupy"
@@ -94,7 +105,7 @@ def load(
         import torch
 
         stream = torch.cuda.current_stream(ordinal).cuda_stream
-    return _on_device(archive, parts, CupyDevice(ordinal, stream), framework, threads)
+    return _on_device(archive, parts, CupyDevice(ordinal, stream), framework, threads, bases)
 
 
 def _parse(device: Any) -> tuple[str, int]:
@@ -127,7 +138,26 @@ def _around(
     raise UsageError(f"cannot load to {device}: {reason}")
 
 
-def _on_device(archive: Tensors, parts: Sequence[Part], device: Any, framework: str, threads: int | None) -> list[Any]:
+def _base_finder(archive: Tensors, device: Any, bases: Mapping[str, Any] | None) -> Callable[[int, int], int]:
+    """Return what says where on the device the base bytes of a chunk are: 0 unless all are in one tensor that was given."""
+    places: dict[str, tuple[int, int]] = {name: device.place_of(array) for name, array in (bases or {}).items()}
+
+    def find(run: int, chunk: int) -> int:
+        width = int(archive.reader.index["r_width"][run])
+        begin = chunk * CHUNK_ELEMENTS * width
+        end = begin + archive.reader.chunk_elements(run, chunk) * width
+        for first, length, name in archive.input_spans(run):
+            address, size = places.get(name, (0, 0))
+            if first <= begin and end <= first + length <= first + size and (address + begin - first) % width == 0:
+                return address + begin - first
+        return 0
+
+    return find if places else lambda run, chunk: 0
+
+
+def _on_device(
+    archive: Tensors, parts: Sequence[Part], device: Any, framework: str, threads: int | None, bases: Mapping[str, Any] | None
+) -> list[Any]:
     from tzip.gpu.ring import Ring, Use, Wanted
 
     for part in parts:
@@ -157,7 +187,8 @@ def _on_device(archive: Tensors, parts: Sequence[Part], device: Any, framework: 
         device.upload(raw, memory.address, "work")
         device.wait(device.mark("work"))
     if wanted:
-        with Ring(device, archive.reader, archive.base_bytes, min(thread_count(threads), 8)) as ring:
+        finder = _base_finder(archive, device, bases)
+        with Ring(device, archive.reader, archive.base_bytes, finder, min(thread_count(threads), 8)) as ring:
             ring.load(wanted)
         if ring.counts.cpu:
             total = ring.counts.cpu + ring.counts.device
@@ -217,7 +248,7 @@ def _torch_tensor(part: Part, raw: Any) -> Any:
 def _device_tensor(part: Part, memory: Any, device: Any, framework: str) -> Any:
     if framework == "pt":
         made = _torch_tensor(part, device.tensor(memory, 0, part.nbytes, np.dtype(np.uint8), (part.nbytes,)))
-        return made if part.nbytes or device.name == "emulation" else made.to(device.name)
+        return made.to(device.name) if not part.nbytes and device.name.startswith("cuda") else made
     dtype = part.dtype.numpy()
     assert dtype is not None
     if dtype.kind == "V":  # of ml_dtypes, which CuPy does not know: the bits, as integers

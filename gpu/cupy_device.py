@@ -10,6 +10,7 @@ import cupy
 import numpy as np
 
 from tzip.coders.arrays import U8
+from tzip.coders.errors import UsageError
 from tzip.gpu.devices import THREADS, source_text
 
 _UPLOAD = cupy.cuda.runtime.memcpyHostToDevice
@@ -93,6 +94,17 @@ class CupyDevice:
     def join(self) -> None:
         with self._device:
             self._caller.wait_event(self._queues["work"].record())
+
+    def place_of(self, array: Any) -> tuple[int, int]:
+        if hasattr(array, "data_ptr"):  # torch's, whose bfloat16 has no other interface
+            here = array.device.type == "cuda" and array.device.index == self.ordinal and array.is_contiguous()
+            place = int(array.data_ptr()), int(array.nbytes)
+        else:
+            here = isinstance(array, cupy.ndarray) and array.device.id == self.ordinal and array.flags.c_contiguous
+            place = (int(array.data.ptr), int(array.nbytes)) if here else (0, 0)
+        if not here:
+            raise UsageError(f"a base is no contiguous array on {self.name}")
+        return place
 
     def tensor(self, memory: Any, offset: int, nbytes: int, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> Any:
         with self._device:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tzip.chunks import Layout, decode_chunk, payload_starts, read_blocks
+from tzip.coders import describing
 from tzip.coders.arrays import U8, U32
 from tzip.coders.errors import CorruptError, TruncatedError, TzipError
 from tzip.coders.planes import BYTES, SPLITS, Split
@@ -28,7 +29,7 @@ from tzip.coders.transforms import (
     ROWS,
     SPARSE,
 )
-from tzip.formats.layout import Block, TransformHead
+from tzip.formats.layout import Block, TransformHead, group_size
 from tzip.gpu import jobs
 from tzip.gpu.devices import Device
 
@@ -86,6 +87,7 @@ class Batch:
         self._groups: list[tuple[Any, ...]] = []
         self._merged: list[int] = []  # of the groups, those that a kernel of their own merges
         self._coded: dict[str, list[tuple[Any, ...]]] = {}
+        self._usual: list[tuple[Any, ...]] = []
         self._escapes: list[tuple[Any, ...]] = []
         self._keys: list[tuple[Any, ...]] = []
         self._sums: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]] = ([], [])
@@ -125,6 +127,8 @@ class Batch:
         `read_blocks`.
         """
         record = item.buffer[: item.length]
+        if self._add_usual(item, record):
+            return
         layout = read_blocks(memoryview(record), item.run, item.chunk, item.elements, item.width)
         starts = payload_starts(record, layout)
         _check_buildable(layout)
@@ -143,10 +147,30 @@ class Batch:
             self._elements(ordinal, item, layout, starts, item.out, None)
         else:
             self._transformed(ordinal, item, layout, layout.transform, starts[:count], starts[count:])
-        checked = (item.address + 16, item.check, 0, item.length - 16, ordinal, jobs.BAD_STORED_SUM, 0)
+        self._check(ordinal, item, layout.head.decoded_sum)
+
+    def _check(self, ordinal: int, item: Item, decoded_sum: int) -> None:
+        """Add the sums of a chunk."""
+        self._sums[0].append((item.address + 16, item.check, 0, item.length - 16, ordinal, jobs.BAD_STORED_SUM, 0))
         size = item.elements * item.width
-        self._sums[0].append(checked)
-        self._sums[1].append((item.out, layout.head.decoded_sum, 0, size, ordinal, jobs.BAD_DECODED_SUM, 0))
+        self._sums[1].append((item.out, decoded_sum, 0, size, ordinal, jobs.BAD_DECODED_SUM, 0))
+
+    def _add_usual(self, item: Item, record: U8) -> bool:
+        """Add a chunk of the usual form by one call of a kernel; return False, having done nothing, for any other."""
+        split = SPLITS.get(int(record[36])) if record.size > 36 else None
+        if split is None or split.width != item.width:
+            return False
+        size = group_size(item.elements)
+        rows = describing.describe(record, item.run, item.chunk, item.elements, split, size)
+        if rows is None:
+            return False
+        ordinal, count = len(self.items), len(rows)
+        tables = self.scratch(jobs.TABLE_SIZE * count)
+        self.items.append(item)
+        self._usual.append((rows, split, ordinal, item.address, item.out, size, tables))
+        self._cost += 2048 + int((2 * rows[:, describing.SEGMENTS] + (rows[:, describing.ESCAPES] >> 11)).sum()) + 512 * count
+        self._check(ordinal, item, int.from_bytes(record[40:48].tobytes(), "little"))
+        return True
 
     def copy(self, source: int, target: int, nbytes: int) -> None:
         """Copy bytes on the device when all chunks are decoded."""
@@ -300,7 +324,8 @@ class Batch:
     def plan(self) -> None:
         """Write the jobs; nothing can be added any more."""
         blob, chunks = self.blob, len(self.items)
-        groups = blob.add(np.array(self._groups, jobs.GROUP))
+        usual = jobs.Usual(self._usual, self._base + jobs.GROUP.itemsize * len(self._groups))
+        groups = blob.add(np.concatenate([np.array(self._groups, jobs.GROUP), usual.groups]))
         assert groups == self._base
         self._status = blob.add(np.zeros(chunks, np.uint32))
         launches: list[tuple[str, int, Any]] = []
@@ -310,21 +335,25 @@ class Batch:
             if made.size:
                 launches.append((kernel, address, made))
 
-        def of(form: "np.dtype[Any]", rows: list[tuple[Any, ...]]) -> int:
-            return blob.add(np.array(rows, form)) if rows else 0
+        def of(form: "np.dtype[Any]", rows: list[tuple[Any, ...]], more: Any = ()) -> int:
+            made = np.array(rows, form)
+            return blob.add(np.concatenate([made, more]) if len(more) else made) if rows or len(more) else 0
 
         sums = of(jobs.SUM_JOB, self._sums[0] + self._sums[1])
         stripes = [[-(-row[3] // (4096 * jobs.STRIPES)) for row in rows] for rows in self._sums]
         plan("sum_stripes", sums, stripes[0])
-        plan("read_tables", of(jobs.TABLE_JOB, self._tables), [1] * len(self._tables))
-        for kernel, rows in sorted(self._coded.items()):
-            plan(kernel, of(jobs.CODED_JOB, rows), [-(-row[9] // jobs.WARPS) for row in rows])
+        plan("read_tables", of(jobs.TABLE_JOB, self._tables, usual.tables), [1] * (len(self._tables) + len(usual.tables)))
+        for kernel in sorted({*self._coded, *usual.coded}):
+            rows, more = self._coded.get(kernel, []), usual.coded.get(kernel, usual.none)
+            parts = [-(-row[9] // jobs.WARPS) for row in rows] + (-(-more["segments"].astype(np.int64) // jobs.WARPS)).tolist()
+            plan(kernel, of(jobs.CODED_JOB, rows, more), parts)
         escapes = of(jobs.ESCAPE_JOB, self._escapes)
         plan("put_escapes", escapes, [_parts(row[2]) for row in self._escapes])
         merged = jobs.units([_parts(self._groups[i][1]) for i in self._merged])
         merged["job"] = np.array(self._merged, np.uint32)[merged["job"]]
         plan("merge_groups", groups, merged)
-        plan("put_escapes", of(jobs.ESCAPE_JOB, self._keys), [_parts(row[2]) for row in self._keys])
+        keys = [_parts(row[2]) for row in self._keys] + [_parts(n) for n in usual.keys["count"].tolist()]
+        plan("put_escapes", of(jobs.ESCAPE_JOB, self._keys, usual.keys), keys)
         self._plan_transforms(plan, of(jobs.TRANSFORM_JOB, self._transforms))
         plan("sum_stripes", sums, jobs.units(stripes[1], chunks))
         plan("sum_compare", sums, np.array([(i, min(1024, 2 * chunks - i)) for i in range(0, 2 * chunks, 1024)], jobs.UNIT))

@@ -102,6 +102,10 @@ class Device(Protocol):
         """Let the caller's own queue, in which it uses the results, wait for "work" as it is now."""
         ...
 
+    def place_of(self, array: Any) -> tuple[int, int]:
+        """Return address and bytes of an array that is on the device, whole and in order; raises UsageError for any other."""
+        ...
+
     def tensor(self, memory: Memory, offset: int, nbytes: int, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> Any:
         """Return bytes of the memory as an array of the device's own kind, which keeps the memory."""
         ...

@@ -8,19 +8,19 @@ and found right.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
 
 from tzip.chunks import SLACK, decode_chunk
 from tzip.coders.arrays import U8, U32
-from tzip.coders.errors import TruncatedError, TzipError
+from tzip.coders.errors import CorruptError, TruncatedError, TzipError
 from tzip.formats.layout import WIDE_ALIGN, align
 from tzip.formats.reader import ArchiveReader
 from tzip.gpu.decoder import MOST_JOBS, ROOM, Batch, Item, LeftToCpuError, failure, most_scratch
 from tzip.gpu.devices import Device, Memory
-from tzip.gpu.jobs import Blob
+from tzip.gpu.jobs import BAD_STORED_SUM, Blob
 
 SLOTS = 3
 BUFFER = 32 << 20  # or one record, where that is larger: bfloat16 decodes to 48 MiB, and a copy takes half a millisecond
@@ -107,17 +107,24 @@ class _Slot:
 
 
 class Ring:
-    """Loads chunks of one archive to a device. `base_of` returns the base bytes of a chunk of a run with inputs.
+    """Loads chunks of one archive to a device. `base_at` returns where on the device the base bytes of a chunk of a run with
+    inputs are, 0 when they are not there; then `base_of` returns them.
 
     Use it in a `with` statement.
     """
 
     def __init__(
-        self, device: Device, reader: ArchiveReader, base_of: Callable[[int, int], U8], threads: int
+        self,
+        device: Device,
+        reader: ArchiveReader,
+        base_of: Callable[[int, int], U8],
+        base_at: Callable[[int, int], int],
+        threads: int,
     ) -> None:
         self._device = device
         self._reader = reader
         self._base_of = base_of
+        self._base_at = base_at
         self._size = BUFFER
         self._scratch = device.take(0)
         self._slots = 0
@@ -231,11 +238,13 @@ class Ring:
         try:
             check = reader.chunk_check(w.run, w.chunk, memoryview(record))
             # A copy: what is given is scratch memory, and the chunk may be decoded once more to say what is wrong.
-            base = self._base_of(w.run, w.chunk).copy() if int(reader.index["r_inputs"][w.run]) else None
+            based = bool(int(reader.index["r_inputs"][w.run]))
+            base_at = self._base_at(w.run, w.chunk) if based else 0
+            base = self._base_of(w.run, w.chunk).copy() if based and not base_at else None
         except TzipError as e:
             raise w.place(e) from None
         elements, width = reader.chunk_elements(w.run, w.chunk), int(reader.index["r_width"][w.run])
-        return _Chunk(w, record, length, slot.memory.address + place, elements, width, check, base)
+        return _Chunk(w, record, length, slot.memory.address + place, elements, width, check, base, base_at)
 
     def _nbytes(self, w: Wanted) -> int:
         return self._reader.chunk_elements(w.run, w.chunk) * int(self._reader.index["r_width"][w.run])
@@ -245,7 +254,7 @@ class Ring:
         w, size = chunk.wanted, chunk.size
         run = self._reader.run_ordinal(w.run)
         out = w.uses[0].address if _whole(w, size) else batch.scratch(size)
-        base = 0 if chunk.base is None else batch.scratch(size)
+        base = chunk.base_at if chunk.base is None else batch.scratch(size)
         try:
             batch.add(
                 Item(
@@ -256,7 +265,7 @@ class Ring:
         except LeftToCpuError as e:
             self.counts.cpu += 1
             self.counts.reasons.add(str(e))
-            self._device.upload(chunk.decode(run), out, "work")
+            self._device.upload(self._with_base(chunk).decode(run), out, "work")
             self._device.wait(self._device.mark("work"))  # the memory goes now
         else:
             self.counts.device += 1
@@ -266,6 +275,10 @@ class Ring:
         if not _whole(w, size):
             for use in w.uses:
                 batch.copy(out + use.low, use.address, use.high - use.low)
+
+    def _with_base(self, chunk: "_Chunk") -> "_Chunk":
+        """Return a chunk with its base on the host."""
+        return replace(chunk, base=self._base_of(chunk.wanted.run, chunk.wanted.chunk).copy()) if chunk.base_at else chunk
 
     def _launch(self, slot: _Slot, batch: Batch, members: list[Wanted]) -> None:
         if not batch.empty:
@@ -279,13 +292,26 @@ class Ring:
         for batch, codes, members in slot.batches:
             for item, code, w in zip(batch.items, codes.tolist(), members, strict=True):
                 if code:
-                    raise self._placed_error(w, failure(item, code))
+                    raise self._placed_error(w, self._failure(item, code, w))
         return slot
+
+    def _failure(self, item: Item, code: int, w: Wanted) -> TzipError:
+        """Return what is wrong with a chunk; where its base was given and is not found otherwise, it may be that."""
+        if item.base and item.base_bytes is None:
+            try:
+                item = replace(item, base_bytes=self._base_of(w.run, w.chunk))
+            except TzipError:
+                return CorruptError("a chunk is damaged, or no difference from the base that was given")
+            error = failure(item, code)
+            if code == BAD_STORED_SUM:
+                return error
+            return CorruptError(f"{error.message}; or the base that was given is another one")
+        return failure(item, code)
 
     def _worded(self, chunk: "_Chunk", error: TzipError) -> TzipError:
         """Return what the CPU says of a chunk whose record is wrong: the first thing may be that its check is."""
         try:
-            chunk.decode(self._reader.run_ordinal(chunk.wanted.run))
+            self._with_base(chunk).decode(self._reader.run_ordinal(chunk.wanted.run))
         except TzipError as e:
             error = e
         return self._placed_error(chunk.wanted, error)
@@ -316,6 +342,7 @@ class _Chunk:
     width: int
     check: int
     base: U8 | None
+    base_at: int
 
     @property
     def size(self) -> int:

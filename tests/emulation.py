@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from tzip.chunks import SLACK
+from tzip.coders.errors import UsageError
 from tzip.gpu.decoder import MOST_JOBS, ROOM, Batch, Item, most_scratch
 from tzip.gpu.devices import THREADS
 from tzip.gpu.jobs import Blob
@@ -123,6 +124,11 @@ class EmulatedDevice:
 
     def join(self) -> None:
         pass
+
+    def place_of(self, array: np.ndarray) -> tuple[int, int]:
+        if not (isinstance(array, np.ndarray) and array.flags.c_contiguous):
+            raise UsageError("a base is no contiguous array on emulation")
+        return array.ctypes.data, array.nbytes
 
     def tensor(self, memory: Piece, offset: int, nbytes: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
         assert offset + nbytes <= memory.nbytes

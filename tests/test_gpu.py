@@ -1,5 +1,6 @@
 """Chunks decoded by the GPU's kernels, emulated: the same bits as on the CPU, and the same chunks refused."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -16,10 +17,11 @@ from hypothesis import strategies as st
 from strategies import CONSTANT, HUFFMAN, RANS, RAW, ZSTANDARD, Taste
 from test_chunks import CODINGS, KINDS, RECORDS, SPLITS, alike, decode, fate, no_sums
 
+from tzip.coders import describing, planes
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.encoding import encode_chunk
 from tzip.gpu import jobs
-from tzip.gpu.decoder import LeftToCpuError, failure
+from tzip.gpu.decoder import Batch, Item, LeftToCpuError, failure
 from tzip.gpu.devices import SOURCES, THREADS, source_text
 from tzip.plan import LEVELS
 
@@ -267,7 +269,6 @@ def test_both_sums_are_looked_at(device, at, code):
 def test_what_the_device_refuses_the_cpu_puts_in_words():
     """Where the CPU finds nothing wrong the copy on the device was."""
     from tzip.chunks import SLACK
-    from tzip.gpu.decoder import Item
 
     chunk = strategies.random_chunk(np.random.default_rng(3), 0, 1, 5000, Taste(codecs=(RAW,)))
     host = np.zeros(len(chunk.record) + SLACK, np.uint8)
@@ -279,6 +280,81 @@ def test_what_the_device_refuses_the_cpu_puts_in_words():
     assert str(failure(item, 3)) == "a chunk record does not match its check"
     host[16] ^= 1
     assert isinstance(failure(item, 3), TruncatedError | CorruptError)
+
+
+# ---- records of the usual form, described at once
+
+
+def described(record, elements, split):
+    from tzip.formats.layout import group_size
+
+    record = np.frombuffer(bytes(record), np.uint8)
+    return describing.describe(record, 0, 0, elements, planes.SPLITS[split], group_size(elements))
+
+
+def accepted(record, elements, width):
+    """Whether what proves records step by step finds nothing wrong, nor does the batch."""
+    batch = Batch((1 << 20, 1 << 30), jobs.Blob(np.zeros(1 << 20, np.uint8), 1 << 20), 1 << 40)
+    host = np.frombuffer(bytes(record) + bytes(64), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(describing, "describe", lambda *_: None)
+        try:
+            batch.add(Item(host, len(record), 1 << 30, 0, 0, elements, width, 0, 1 << 31))
+        except (CorruptError, UnsupportedError):
+            return False
+    return True
+
+
+def usual(seed, split, n, **taste):
+    """A chunk whose keys are coded and whose other planes are raw or constant."""
+    while True:
+        width = strategies.WIDTHS[split][0]
+        chunk = strategies.random_chunk(np.random.default_rng(seed), split, width, n, Taste(**taste))
+        if described(chunk.record, n, split) is not None:
+            return chunk
+        seed += 1
+
+
+@pytest.mark.parametrize("codec", [HUFFMAN, RANS])
+@pytest.mark.parametrize("split", [2, 3, 4])
+def test_usual_records_described_at_once_and_step_by_step(device, split, codec, monkeypatch):
+    for seed, n in ((1, 60), (2, 900)):
+        chunk = usual(seed, split, n, codecs=(codec, RAW, RAW, CONSTANT), most_segments=12)
+        check(device, chunk)
+        with monkeypatch.context() as patch:
+            patch.setattr(describing, "describe", lambda *_: None)
+            check(device, chunk)
+
+
+@pytest.mark.parametrize("split", [2, 3, 4])
+def test_what_is_described_at_once_is_what_is_accepted_step_by_step(split):
+    rng = np.random.default_rng(split)
+    yes = no = 0
+    for seed in range(4):
+        n = int(rng.integers(1, 700))
+        chunk = usual(seed, split, n, codecs=(HUFFMAN, RANS, RAW, RAW, CONSTANT), most_segments=12)
+        first, blocks = strategies.blocks_of(chunk.record)
+        entries = first + 16 * blocks
+        for _ in range(300):
+            record = bytearray(chunk.record)
+            at = int(rng.integers(16, entries)) if rng.random() < 0.8 else int(rng.integers(entries, len(record)))
+            record[at] = int(rng.choice([0, 1, 255, record[at] ^ 1 << int(rng.integers(8)), int(rng.integers(256))]))
+            found = described(record, n, split) is not None
+            assert not found or accepted(record, n, chunk.width), at
+            yes += found
+            no += not found
+    assert yes > 100
+    assert no > 100
+
+
+def test_records_of_our_encoders_are_of_the_usual_form():
+    for coding, width, split in (("bf16", 2, 2), ("f16", 2, 3), ("f32", 4, 4)):
+        raw = strategies.array("normal", 300_000, width, coding)
+        for level in ("fast", "default"):
+            record = bytes(encode_chunk(raw, width, coding, LEVELS[level], 0, 0).record)
+            rows = described(record, 300_000, split)
+            assert rows is not None
+            assert rows.shape == (2, describing.COLUMNS)
 
 
 # ---- the emulation itself
@@ -346,12 +422,18 @@ def hostile(count):
     for seed in range(count):
         rng = np.random.default_rng([seed, 99])
         n = int(rng.choice([1, 3, 31, 128, 129, 700, 3000, 9000]))
-        if seed % 3:
+        if seed % 5 == 4:
+            chunk = random_transform(seed, KINDS["delta"], n)[0]
+        elif seed % 3:
             chunk = random_chunk(seed, *SPLITS[seed % len(SPLITS)], n)
         else:
             chunk = random_transform(seed, 1 + seed // 3 % 8, n)[0]
         fates = [fate_on(device, chunk, chunk.record), *(fate_on(lenient, chunk, r) for r in damaged(rng, chunk.record, 5))]
-        assert fates[0] == chunk.data or (fates[0] == "left" and not seed % 3)
+        assert fates[0] == chunk.data or (fates[0] == "left" and chunk.record[38])
+        if chunk.base:  # another base: more elements of a class than there are
+            for _ in range(3):
+                other = dataclasses.replace(chunk, base=rng.bytes(len(chunk.base)))
+                fates.append(fate_on(lenient, other, chunk.record))
         right += sum(isinstance(f, bytes) for f in fates)
         refused += fates.count("corrupt")
     print(right, refused)

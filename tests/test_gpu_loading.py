@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from emulation import EmulatedDevice, make_device, on_host
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import tzip
 from tzip.coders.errors import BaseNotFoundError, CorruptError, UnsupportedError, UsageError
@@ -373,6 +373,36 @@ def test_deltas(device, leaning):
             assert np.array_equal(bits(loaded[name]), archive.tensor(name).raw()), name
     if isinstance(device, EmulatedDevice):
         assert device.launches["place_tiles"]
+
+
+def test_deltas_from_tensors_on_the_device_need_no_file(leaning):
+    device = EmulatedDevice()
+    with tzip.open(leaning / "new.tzip") as archive:
+        want = {name: archive.tensor(name).raw() for name in archive}
+    old = load_file(leaning / "old.safetensors")
+    bases = {name: np.ascontiguousarray(array) for name, array in old.items()}
+    (leaning / "old.safetensors").unlink()
+    with tzip.open(leaning / "new.tzip") as archive:
+        loaded = archive.load(device, bases=bases)
+        for name in archive:
+            assert np.array_equal(bits(loaded[name]), want[name]), name
+        assert device.uploaded < (leaning / "new.tzip").stat().st_size + 20_000  # no base came with it
+        other = {"w": bases["w"] + bases["w"], "v": bases["v"]}
+        with pytest.raises(CorruptError, match="no difference from the base that was given") as failed:
+            archive.load(device, bases=other)
+        assert failed.value.tensor == "w"
+        with pytest.raises(BaseNotFoundError):
+            archive.load(device, bases={"v": bases["v"]})
+        with pytest.raises(UsageError, match="no contiguous array"):
+            archive.load(device, bases={"w": bases["w"][::2]})
+
+
+def test_a_wrong_base_on_the_device_is_told_from_a_damaged_chunk(leaning):
+    device = EmulatedDevice()
+    old = load_file(leaning / "old.safetensors")
+    wrong = pytest.raises(CorruptError, match="the base that was given is another one")
+    with tzip.open(leaning / "new.tzip") as archive, wrong:
+        archive.load(device, bases={**old, "w": np.ascontiguousarray(old["w"][::-1])})
 
 
 def test_deltas_without_their_base(device, leaning):
