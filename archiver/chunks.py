@@ -7,11 +7,12 @@ from typing import TypeVar
 
 import numpy as np
 
-from tzip.coders import huffman, planes, rans, records, rows, transforms, zstd
+from tzip.coders import huffman, planes, predictors, rans, records, rows, transforms, zstd
 from tzip.coders.arrays import I64, U8, U16, Words
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.huffman import SLACK, HuffmanTable
 from tzip.coders.planes import BYTES, PLANES, SPLITS, WORD, Split
+from tzip.coders.predictors import ALONE, Beside, Predicted
 from tzip.coders.rans import RansTable
 from tzip.coders.record_decoder import decode_record
 from tzip.coders.registry import CODECS, CONSTANT, HUFFMAN, RANS, RAW, ZSTD
@@ -32,8 +33,10 @@ from tzip.formats.layout import (
     payload_start,
 )
 
-__all__ = ["SLACK", "Layout", "decode_chunk", "read_blocks"]
+__all__ = ["SLACK", "Layout", "decode_chunk", "needs", "read_blocks", "read_parameters"]
 
+HEAD_BYTES = ChunkHead.SIZE + TransformHead.SIZE  # of a record, which say what it is made from
+MAX_ROLES = 4
 _NO_CLASSES: I64 = np.empty(0, np.int64)
 Table = HuffmanTable | RansTable
 T = TypeVar("T", RansTable, HuffmanTable)
@@ -76,12 +79,17 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
             f"the record holds chunk {head.chunk} of run {head.run} ({head.elements} elements of {head.width} bytes), "
             f"not chunk {chunk} of run {run} ({elements} of {width})"
         )
-    if head.inputs > 1:
+    if head.inputs > MAX_ROLES:
         raise UnsupportedError(f"the chunk is made from {head.inputs} tensors, which this tzip cannot read; upgrade it")
     if head.transform and head.transform not in transforms.TRANSFORMS:
         raise UnsupportedError(f"transform {head.transform} is not known to this tzip; upgrade it")
-    if (head.inputs == 1) != (head.transform == transforms.DELTA):
-        raise CorruptError("a chunk has an input and is no difference, or is one from nothing")
+    leans = head.transform in (transforms.DELTA, transforms.UNCHANGED)
+    if head.inputs and not leans:
+        raise CorruptError("a chunk has inputs and is no difference")
+    if head.transform == transforms.UNCHANGED:
+        if head.inputs != 1 or head.split or head.length != 64 or any(record[ChunkHead.SIZE :]):
+            raise CorruptError("an unchanged chunk with more than its head, or without a base")
+        return Layout(head, None, 0, width, [0], [], [], [], head.length, _NO_CLASSES)
     split = SPLITS.get(head.split)
     if split is None:
         raise UnsupportedError(f"split {head.split} is not known to this tzip; upgrade it")
@@ -95,6 +103,8 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
             raise TruncatedError("a chunk record ends within the header of its transform")
         transform = TransformHead.read(record[ChunkHead.SIZE : first])
         transforms.check(head.transform, elements, width, transform)
+        if leans and head.inputs != len(predictors.ROLES[transform.v]):
+            raise CorruptError(f"a chunk with {head.inputs} inputs, which its predictor does not have")
         strings = [Block.read(record[i : i + Block.SIZE]) for i in range(first, at, Block.SIZE)]
         for block, size in zip(strings, (transform.size_a, transform.size_b), strict=True):
             _check_string(block, size)
@@ -129,6 +139,43 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
             if key.joined != rest.joined:
                 raise CorruptError("key and rest of a group disagree about the joined bits")
     return Layout(head, transform, elements, width, cuts, strings, blocks, widths, end, classes)
+
+
+def needs(record: memoryview) -> tuple[tuple[int, ...], bool]:
+    """Return the roles that a chunk reads and whether it reads the parameters of its run's first chunk.
+
+    `record`: its first HEAD_BYTES bytes, or all there are, of which nothing is proven: what `decode_chunk` then lacks it says.
+    """
+    head = ChunkHead.read(record)
+    if head.transform == transforms.UNCHANGED:
+        return (0,), False
+    if head.transform != transforms.DELTA or len(record) < HEAD_BYTES:
+        return (), False
+    kind = int.from_bytes(record[HEAD_BYTES - 8 : HEAD_BYTES], "little")
+    return predictors.ROLES.get(kind, ()), kind in predictors.SPREAD and head.chunk > 0
+
+
+def read_parameters(buffer: U8, length: int, run: int, elements: int, width: int, check: int | None = None) -> tuple[int, U8]:
+    """Return the predictor of the first chunk of a run and its string B (0 and nothing where there is none).
+
+    The record buffer[:length] is proven by its check; SLACK more bytes follow it. Raises as `decode_chunk` does.
+    """
+    if length < ChunkHead.SIZE:
+        raise CorruptError(f"a chunk of {elements} elements in {length} bytes")
+    buffer = buffer.view()
+    buffer.flags.writeable = False
+    record = buffer[:length]
+    if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):
+        raise CorruptError("a chunk record does not match its check")
+    layout = read_blocks(memoryview(record), run, 0, elements, width)
+    head = layout.transform
+    if head is None or layout.head.transform != transforms.DELTA:
+        return 0, np.empty(0, np.uint8)
+    a, b = layout.strings
+    start = payload_start(payload_start(layout.end, a.stored) + a.stored, b.stored)
+    if start + b.stored > length:
+        raise TruncatedError("a chunk record ends within a payload")
+    return head.v, _decode_string(buffer, layout, b, head.size_b, start)
 
 
 def _check_string(block: Block, size: int) -> None:
@@ -196,11 +243,13 @@ def decode_chunk(
     out: U8,
     check: int | None = None,
     base: U8 | None = None,
+    beside: Beside = ALONE,
 ) -> None:
     """Decode the chunk record buffer[:length] into `out`, shape (elements * width,), and prove both its sums.
 
     `buffer` has SLACK more bytes than the record. `check`: the bare one, when the record does not hold it. `base`: the
-    bytes of the elements that a delta is a difference from, shape of `out`. Raises CorruptError, TruncatedError or
+    bytes of the elements that a delta is a difference from, shape of `out`; `beside`: what a predictor reads besides, see
+    `needs`. Raises CorruptError, TruncatedError or
     UnsupportedError; `out` is then unspecified and must not be used.
     """
     if not 1 <= elements <= CHUNK_ELEMENTS or length < ChunkHead.SIZE:
@@ -210,7 +259,7 @@ def decode_chunk(
     buffer = buffer.view()
     buffer.flags.writeable = False  # kernels are compiled for the one or the other
     record = buffer[:length]
-    if base is None and _at_once(buffer, length, run, chunk, elements, width, out, check):
+    if base is None and beside is ALONE and _at_once(buffer, length, run, chunk, elements, width, out, check):
         return
     if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):
         raise CorruptError("a chunk record does not match its check")
@@ -228,10 +277,13 @@ def decode_chunk(
     if align(at, ALIGN) != length or record[at:].any():
         raise CorruptError("a chunk record does not end with its last payload")
     total = Sum()
-    if layout.transform is None:
+    if layout.head.transform == transforms.UNCHANGED:
+        out[:] = _base(base, out)
+        total.add(out)
+    elif layout.transform is None:
         _Decoder(buffer, layout, starts).decode_into(out, total)
     else:
-        _decode_transformed(buffer, layout, layout.transform, starts, out, base)
+        _decode_transformed(buffer, layout, layout.transform, starts, out, base, beside)
         total.add(out)
     if total.value() != layout.head.decoded_sum:
         raise CorruptError("decoded bytes do not match their sum")
@@ -261,7 +313,7 @@ def _at_once(
 
 
 def _decode_transformed(
-    buffer: U8, layout: Layout, head: TransformHead, starts: list[int], out: U8, base: U8 | None
+    buffer: U8, layout: Layout, head: TransformHead, starts: list[int], out: U8, base: U8 | None, beside: Beside
 ) -> None:
     a, b = (
         _decode_string(buffer, layout, block, size, start)
@@ -269,6 +321,12 @@ def _decode_transformed(
     )
     kind, width = layout.head.transform, layout.head.width
     transforms.check_strings(kind, layout.head.elements, width, head, a, b)
+    predicted: Predicted | None = None
+    if kind == transforms.DELTA and head.v:
+        roles = dict(beside.roles) if base is None else {0: base, **beside.roles}
+        first = layout.head.chunk * CHUNK_ELEMENTS
+        predicted = predictors.predict(head.v, b, width, first, layout.head.elements, Beside(roles, beside.first))
+        base = predicted.words.view(np.uint8)
     room = borrow("inner", head.inner * head.inner_width + 64)
     inner = room[: head.inner * head.inner_width]
     if inner.size:
@@ -278,11 +336,15 @@ def _decode_transformed(
     if kind != transforms.DELTA:
         transforms.invert(kind, inner, a, b, head, width, out)
         return
+    transforms.to_base(room, a, head, layout.classes, width, _base(base, out), out, predicted and predicted.context)
+
+
+def _base(base: U8 | None, out: U8) -> U8:
     if base is None:
         raise CorruptError("a chunk is a difference from another tensor, and its run names none")
     if base.size != out.size:
         raise CorruptError(f"a base of {base.size} bytes for a chunk of {out.size}")
-    transforms.to_base(room, a, head, layout.classes, width, base, out)
+    return base
 
 
 def _decode_string(buffer: U8, layout: Layout, block: Block, size: int, start: int) -> U8:

@@ -20,7 +20,8 @@ from tzip.coders.jit import AVX512, kernel, tier
 from tzip.coders.scratch import borrow
 
 CLASSES = 8
-ORDERED, PLAIN = 0, 1  # how elements become integers: floats by sign and magnitude, integers as they are
+# How elements become integers: floats by sign and magnitude, integers as they are, floats by magnitude with the sign lowest.
+ORDERED, PLAIN, TURNED = range(3)
 
 
 def classes_of(base: Words, lowest: int, shift: int, bits: int) -> U8:
@@ -116,10 +117,14 @@ def _subtract(words: Words, base: Words, mode: int, apart: Words) -> None:
     one = np.uint64(1)
     zero = np.uint64(0)
     plain = mode == 1
+    turned = mode == 2
     for i in range(words.size):
         a = np.uint64(words[i])
         b = np.uint64(base[i])
-        if not plain:
+        if turned:
+            a = (a << one) | (a >> last)
+            b = (b << one) | (b >> last)
+        elif not plain:
             a = a ^ (every if a & top else top)
             b = b ^ (every if b & top else top)
         d = (a - b) & every
@@ -133,16 +138,22 @@ def _add(apart: Words, base: Words, mode: int, out: Words) -> None:
     bits = np.uint64(8 * out.itemsize)
     top = np.uint64(1) << (bits - np.uint64(1))
     every = top | (top - np.uint64(1))
+    last = bits - np.uint64(1)
     one = np.uint64(1)
     zero = np.uint64(0)
     plain = mode == 1
+    turned = mode == 2
     for i in range(out.size):
         z = np.uint64(apart[i])
         b = np.uint64(base[i])
-        if not plain:
+        if turned:
+            b = ((b << one) | (b >> last)) & every
+        elif not plain:
             b = b ^ (every if b & top else top)
         a = (b + ((z >> one) ^ (zero - (z & one)))) & every
-        if not plain:
+        if turned:
+            a = (a >> one) | ((a & one) << last)
+        elif not plain:
             a = a ^ (top if a & top else every)
         out[i] = a
 

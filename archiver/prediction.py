@@ -1,0 +1,277 @@
+"""Which tensors of a member an optimizer keeps together, and the predictor of each (FORMAT.md, section 6.6).
+
+Nothing is told: names say which tensors are first and second moments, samples of the elements say which weights they belong to
+and what the optimizer's numbers are. A predictor is chosen where a sample promises fewer bits; chunks that are smaller without it
+are stored without it.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tzip.bases import Base
+from tzip.coders import delta, optimizers
+from tzip.coders.arrays import I64, U8, U32
+from tzip.coders.predictors import ADAM_WEIGHTS, FIRST_MOMENT, ROOT, SECOND_MOMENT, Predictor, pack_parameters
+from tzip.formats.containers import View
+from tzip.plan import Level
+
+Read = Callable[[int, int, int], U8]  # n bytes from a byte on of a tensor, by its place
+OWN = 65536  # elements; smaller tensors share runs, and what little they are is not predicted
+_RUNS, _RUN = 4, 4096  # a sample: so few runs, for a base may have to be decoded for each
+_MOMENTS = (("exp_avg", "exp_avg_sq"), ("mu", "nu"), ("m", "v"), ("momentum", "variance"))
+_FIRST_BETAS = (0.9, 0.95, 0.8, 0.85, 0.99, 0.5)
+_SECOND_BETAS = (0.999, 0.95, 0.99, 0.98, 0.9, 0.995, 0.9999)
+_EPSILONS = (1e-8, 1e-6, 1e-10, 1e-5, 1e-7)
+_MOST = 16  # weights that moments are tried with when names do not tell
+_WORTH = 0.97  # of the bits without a predictor
+_F = np.float32
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A predictor, and what it reads in roles other than 0: earlier tensors, or tensors of the member by their places."""
+
+    predictor: Predictor
+    roles: Mapping[int, Base | int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Elements at some places of a tensor, shape (n,), as bits."""
+
+    now: U32
+    before: U32 | None
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A parameter's tensors, by their places."""
+
+    first: int
+    second: int
+    weights: int | None = None
+
+
+class Finder:
+    """Finds the predictors of one member's tensors. `tensors` and `bases` (the earlier ones, of those that have one) by place."""
+
+    def __init__(self, tensors: Mapping[int, View], bases: Mapping[int, Base], read: Read, level: Level) -> None:
+        self.tensors = tensors
+        self.bases = bases
+        self.read = read
+        self.level = level
+        self.samples: dict[int, _Sample] = {}
+        self.betas: list[tuple[float, float]] = []
+        self.steps: list[tuple[float, ...]] = []
+
+    def find(self) -> dict[int, Prediction]:
+        """Return the predictions of those tensors that gain by one."""
+        found: dict[int, Prediction] = {}
+        for state in self._states():
+            self._moments(state, found)
+            if state.weights is not None and state.weights in self.bases:
+                self._weights(state, found)
+        return found
+
+    # ---- which tensors belong together
+
+    def _states(self) -> list[_State]:
+        large = {
+            place: view
+            for place, view in self.tensors.items()
+            if view.dtype.name == "F32" and int(np.prod(view.shape, dtype=np.float64)) >= OWN
+        }
+        names = {view.name: place for place, view in large.items()}
+        pairs = []
+        for name, second in names.items():
+            for first_word, second_word in _MOMENTS:
+                other = re.sub(rf"(^|[./_]){second_word}(?=$|[./])", rf"\g<1>{first_word}", name)
+                first = names.get(other)
+                if other != name and first is not None and large[first].shape == large[second].shape:
+                    rest = re.split(rf"(?:^|[./_]){second_word}(?:$|[./])", name, maxsplit=1)
+                    pairs.append((first, second, rest[-1] or rest[0]))
+                    break
+        moments = {place for first, second, _ in pairs for place in (first, second)}
+        weights = {place: view for place, view in large.items() if place not in moments}
+        return [_State(first, second, self._weights_of(first, second, rest, weights)) for first, second, rest in pairs]
+
+    def _weights_of(self, first: int, second: int, rest: str, weights: Mapping[int, View]) -> int | None:
+        """Return the weights that moments belong to: those with the name's end, else those that they predict best."""
+        shape = self.tensors[first].shape
+        alike = [place for place, view in weights.items() if view.shape == shape]
+        named = [place for place in alike if rest and re.search(rf"(^|[./]){re.escape(rest)}$", weights[place].name)]
+        if len(named) == 1:
+            return named[0]
+        tried = [(self._fit(place, first, second)[0], place) for place in (named or alike)[:_MOST] if place in self.bases]
+        return min(tried)[1] if tried else None
+
+    # ---- what predicts them
+
+    def _sample(self, place: int) -> _Sample:
+        if place not in self.samples:
+            nbytes = int(np.prod(self.tensors[place].shape)) * 4
+            base = self.bases.get(place)
+            end = min(nbytes, base.nbytes) if base is not None else nbytes
+            each = min(_RUN * 4, end)
+            now, before = [], []
+            for i in range(_RUNS):
+                at = (end - each) * i // max(1, _RUNS - 1) // 4 * 4
+                now.append(self.read(place, at, each))
+                if base is not None:
+                    old = np.empty(each, np.uint8)
+                    base.read_into(at, old)
+                    before.append(old)
+            earlier = np.concatenate(before).view(np.uint32) if before else None
+            self.samples[place] = _Sample(np.concatenate(now).view(np.uint32), earlier)
+        return self.samples[place]
+
+    def _moments(self, state: _State, found: dict[int, Prediction]) -> None:
+        m, v = self._sample(state.first), self._sample(state.second)
+        if (v.now >> 31).any() or m.now.size != v.now.size:
+            return
+        stepped = False
+        if v.before is not None and m.before is not None and m.before.size == v.before.size:
+            plain = _bits(v.now, v.before)
+            best, betas = min((self._second_cost(m, v, b), b) for b in self._candidates(m, v))
+            if best < plain * _WORTH:
+                stepped = True
+                b1, b2 = betas
+                string = pack_parameters(SECOND_MOMENT, 1 - b1, float(_F(b2)), float(_F(1 - b2)))
+                roles: dict[int, Base | int] = {1: self.bases[state.first], 2: state.first}
+                found[state.second] = Prediction(Predictor(SECOND_MOMENT, string), roles)
+        # What the step made of the second moment says more of the first, but may itself follow from it.
+        scale: Base | int = self.bases[state.second] if stepped else state.second
+        second = v.before if stepped and v.before is not None else v.now
+        self._first(state, m, second, scale, found)
+
+    def _first(self, state: _State, m: _Sample, second: U32, scale: Base | int, found: dict[int, Prediction]) -> None:
+        options = [(_bits_alone(m.now) * 0.995, 0, b"")]
+        k = _root_of(m.now, second)
+        made = np.empty_like(m.now)
+        optimizers.root(second, k, made)
+        options.append((_bits(m.now, made, mode=delta.TURNED), ROOT, pack_parameters(ROOT, k)))
+        if m.before is not None and m.before.size == m.now.size:
+            context = np.empty_like(m.now)
+            for beta in sorted({b for b, _ in self.betas} or {0.9}):
+                optimizers.first_moment(m.before, second, _F(beta), made, context)
+                string = pack_parameters(FIRST_MOMENT, float(_F(beta)))
+                options.append((_bits(m.now, made, classes=_classes(context)), FIRST_MOMENT, string))
+        _, kind, string = min(options)
+        if kind:
+            found[state.first] = Prediction(Predictor(kind, string), {1: scale})
+
+    def _candidates(self, m: _Sample, v: _Sample) -> Sequence[tuple[float, float]]:
+        if not self.betas:
+            grid = [(a, b) for a in _FIRST_BETAS for b in _SECOND_BETAS]
+            self.betas = [min(grid, key=lambda betas: self._second_cost(m, v, betas))]
+        return self.betas
+
+    @staticmethod
+    def _second_cost(m: _Sample, v: _Sample, betas: tuple[float, float]) -> float:
+        assert m.before is not None
+        assert v.before is not None
+        made = np.empty_like(v.now)
+        b1, b2 = betas
+        optimizers.second_moment(v.before, m.before, m.now, 1 - b1, _F(b2), _F(1 - b2), made)
+        return _bits(v.now, made)
+
+    def _weights(self, state: _State, found: dict[int, Prediction]) -> None:
+        assert state.weights is not None
+        w = self._sample(state.weights)
+        if w.before is None:
+            return
+        cost, numbers = self._fit(state.weights, state.first, state.second)
+        if numbers and cost < _bits(w.now, w.before) * _WORTH:
+            string = pack_parameters(ADAM_WEIGHTS, *numbers)
+            found[state.weights] = Prediction(Predictor(ADAM_WEIGHTS, string), {1: state.first, 2: state.second})
+
+    def _fit(self, weights: int, first: int, second: int) -> tuple[float, tuple[float, ...]]:
+        """Return the bits of a sample of weights after a step that is fitted to it, and the step's numbers."""
+        w, m, v = (self._sample(place) for place in (weights, first, second))
+        if w.before is None or not w.before.size == w.now.size == m.now.size == v.now.size:
+            return float("inf"), ()
+        tried = [(self._weights_cost(w, m, v, numbers), numbers) for numbers in self.steps]
+        known = min(tried, default=(float("inf"), ()))
+        if known[0] < w.now.size:  # a bit each: no other step is nearer
+            return known
+        fits = [_least_squares(w.before, w.now, m.now, v.now, epsilon) for epsilon in _EPSILONS]
+        best = min([known, *((self._weights_cost(w, m, v, numbers), numbers) for numbers in fits if numbers)])
+        if best[1] and best[0] < 4 * w.now.size:
+            best = self._refine(w, m, v, best)
+            self.steps.append(best[1])
+        return best
+
+    @staticmethod
+    def _weights_cost(w: _Sample, m: _Sample, v: _Sample, numbers: tuple[float, ...]) -> float:
+        assert w.before is not None
+        made = np.empty_like(w.now)
+        form, c, s, r, e = numbers
+        optimizers.adam_weights(w.before, m.now, v.now, int(form), (_F(c), _F(s), _F(r), _F(e)), made)
+        return _bits(w.now, made)
+
+    def _refine(
+        self, w: _Sample, m: _Sample, v: _Sample, best: tuple[float, tuple[float, ...]]
+    ) -> tuple[float, tuple[float, ...]]:
+        """Search the last bits of the step size and the decay, which least squares do not tell."""
+        for span, step in ((64, 4), (6, 1)):
+            form, c, s, r, e = best[1]
+            bits = int(np.array([s], _F).view(np.uint32)[0])
+            for dc in (0, -1, 1, -2, 2, -3, 3):
+                decay = float(_F(c) + _F(dc) * _F(2**-24))
+                for ds in range(-span, span + 1, step):
+                    size = float(np.array([bits + ds], np.uint32).view(_F)[0])
+                    numbers = (form, decay, size, r, e)
+                    best = min(best, (self._weights_cost(w, m, v, numbers), numbers))
+        form, c, s, r, e = best[1]
+        return min(best, *((self._weights_cost(w, m, v, n), n) for n in ((f, c, s, r, e) for f in range(optimizers.FORMS))))
+
+
+def _least_squares(before: U32, now: U32, m: U32, v: U32, epsilon: float) -> tuple[float, ...]:
+    """Return the numbers of the step that takes weights nearest from one to the other, or none."""
+    w0, w1, m1, v1 = (x.view(_F).astype(np.float64) for x in (before, now, m, v))
+    with np.errstate(all="ignore"):
+        moved = -m1 / (np.sqrt(v1) + epsilon)
+        columns = np.stack((moved, -w0), axis=1)
+        finite = np.isfinite(columns).all(axis=1) & np.isfinite(w1)
+        if not finite.any():
+            return ()
+        a, b = columns[finite], (w1 - w0)[finite]
+        normal = a.T @ a
+        if not np.isfinite(normal).all() or np.linalg.det(normal) == 0:
+            return ()
+        size, decay = np.linalg.solve(normal, a.T @ b)
+        numbers = (0, float(_F(1 - decay)), float(_F(-size)), 1.0, float(_F(epsilon)))
+    return numbers if all(np.isfinite(numbers)) else ()
+
+
+def _root_of(m: U32, second: U32) -> int:
+    """Return the number of the root predictor that suits first moments best."""
+    scale = (m & 0x7FFFFFFF).astype(np.int64) - ((second & 0x7FFFFFFF) >> 1).astype(np.int64)
+    return int(np.median(scale)) & 0x7FFFFFFF
+
+
+def _classes(context: U32) -> I64:
+    low = int(np.median(context)) - 4
+    return np.clip(context.astype(np.int64) - low, 0, 7)
+
+
+def _bits(now: U32, made: U32, classes: I64 | None = None, mode: int = delta.ORDERED) -> float:
+    """Return about the bits that differences from a prediction take: entropies of their lengths, and their lower bits."""
+    apart = delta.subtract(now, made, mode)
+    lengths = np.frexp(apart.astype(np.float64))[1].astype(np.int64)
+    bits = float(np.maximum(lengths - 1, 0).sum())
+    if classes is None:
+        classes = np.clip((made >> 23 & 255).astype(np.int64) - int(np.median(made >> 23 & 255)) + 4, 0, 7)
+    return bits + sum(_entropy(np.bincount(lengths[classes == k])) for k in range(8))
+
+
+def _bits_alone(now: U32) -> float:
+    return 24 * now.size + _entropy(np.bincount(now >> 23 & 255))
+
+
+def _entropy(counts: I64) -> float:
+    used = counts[counts > 0].astype(np.float64)
+    return float((used * np.log2(used.sum() / used)).sum()) if used.size else 0.0
