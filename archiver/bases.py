@@ -325,6 +325,13 @@ class Bases:
                     found[i] = best
         return found
 
+    def named(self, tensors: Tensors, own: str = "") -> dict[int, Base]:
+        """Return, by its place in the list, the earlier tensor of the same name, type and shape, alike or not."""
+        here = os.path.realpath(own) if own else ""
+        by_name = {name: base for f in self.files() if os.path.realpath(f.path) != here for name, base in f.tensors.items()}
+        found = {i: by_name[name] for i, (name, _, _) in enumerate(tensors) if name in by_name}
+        return {i: b for i, b in found.items() if (b.dtype, b.shape) == tensors[i][1:]}
+
     @staticmethod
     def _gain(dtype: Dtype, shape: tuple[int, ...], base: Base, i: int, read: ReadTensor) -> int:
         if base.dtype is not dtype or dtype is OPAQUE or not base.nbytes or not _fits_shape(base.shape, shape):

@@ -33,9 +33,10 @@ SAMPLES = 32
 class Run:
     """A run to be: element width, what coding suits it, and the byte ranges of the member that it consists of.
 
-    `row` is the number of elements in a row of the tensor, 0 where there are no rows; `inputs` are the tensors that
-    parts of it are to be differences from, or predicted from by `predictor`. `same` is the run of this archive that
-    holds these bytes already, `depth` how many runs it follows from in a row. `ordinal` and `sums`, the sum64 of each chunk, are known once the run is written.
+    `row` is the number of elements in a row of the tensor, 0 where there are no rows; `inputs` are the tensors that parts of it
+    are to be differences from, or predicted from by `predictor`. `same` is the run of this archive that holds these bytes
+    already, `depth` how many runs it follows from in a row. `ordinal` and `sums`, the sum64 of each chunk, are known once the
+    run is written.
     """
 
     width: int

@@ -47,8 +47,8 @@ def lay_out(
     """Cut a member of `size` bytes into extents: its regions, and what lies between them, the first `header` bytes inline.
 
     Large regions get runs of their own; small ones share bundles of one coding, in file order, those that have a base others
-    than those that have none. `bases`: those of the regions that have one, by their places; `predictions`: those of regions with a
-    run of their own.
+    than those that have none. `bases`: those of the regions that have one, by their places; `predictions`: those of
+    regions with a run of their own.
     """
     layout = MemberLayout([], [], list(tensors))
     bundles: dict[tuple[int, str, bool], Run] = {}
@@ -77,7 +77,10 @@ def lay_out(
         run.add(region.begin, n, base)
         if own and i in predictions:
             run.predictor, roles = predictions[i]
-            run.inputs += [Input(role, 0, min(n, one.nbytes), one) for role, one in sorted(roles.items())]
+            run.inputs = sorted(
+                [*run.inputs, *(Input(role, 0, min(n, one.nbytes), one) for role, one in roles.items())],
+                key=lambda one: one.role,
+            )
     if size > at:
         lay_out_opaque(layout, at, size - at)
     return layout

@@ -194,7 +194,7 @@ class Packer:
             found.tensors = self._renamed(Path(item.original), found.tensors)
         self.warnings += [f"{where}: {warning}" for warning in found.warnings]
         bases = self._bases_of(item, source, found) if self.bases is not None else NO_BASES
-        predictions = self._predictions(source, found, bases)
+        predictions = self._predictions(item, source, found, bases)
         return lay_out(source.size, found.regions, found.tensors, bases, found.header, predictions)
 
     @staticmethod
@@ -236,7 +236,7 @@ class Packer:
         tensors = [(view.name, view.dtype, view.shape) for view in whole.values()]
         return {places[i]: base for i, base in self.bases.match(tensors, read, item.original).items()}
 
-    def _predictions(self, source: Source, found: Found, bases: Mapping[int, Base]) -> Predictions:
+    def _predictions(self, item: Item, source: Source, found: Found, bases: Mapping[int, Base]) -> Predictions:
         """Return how the elements of regions are predicted from those of others, and from earlier ones."""
         whole = whole_tensors(found.regions, found.tensors)
         begins = {view.name: view.begin for view in whole.values()}
@@ -255,7 +255,11 @@ class Packer:
             place: Base(own, view.name, view.dtype, view.shape, span_bytes(view.dtype, view.shape, None))
             for place, view in whole.items()
         }
-        predictions = Finder(whole, bases, read, self.level).find()
+        earlier: Mapping[int, Base] = bases
+        if self.bases is not None:
+            named = self.bases.named([(view.name, view.dtype, view.shape) for view in whole.values()], item.original)
+            earlier = {list(whole)[i]: base for i, base in named.items()} | dict(bases)
+        predictions = Finder(whole, earlier, bases, read, self.level).find()
         return {
             place: (p.predictor, {role: tensors[one] if isinstance(one, int) else one for role, one in p.roles.items()})
             for place, p in predictions.items()

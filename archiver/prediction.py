@@ -1,10 +1,11 @@
 """Which tensors of a member an optimizer keeps together, and the predictor of each (FORMAT.md, section 6.6).
 
-Nothing is told: names say which tensors are first and second moments, samples of the elements say which weights they belong to
-and what the optimizer's numbers are. A predictor is chosen where a sample promises fewer bits; chunks that are smaller without it
-are stored without it.
+Nothing is told: names say which tensors are first and second moments, samples of the elements say which weights they
+belong to and what the optimizer's numbers are. A predictor is chosen where a sample promises fewer bits; chunks that are
+smaller without it are stored without it.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tzip.bases import Base
-from tzip.coders import delta, optimizers
-from tzip.coders.arrays import I64, U8, U32
+from tzip.coders import delta, factors, optimizers, predictors
+from tzip.coders.arrays import I64, U8, U16, U32
 from tzip.coders.predictors import ADAM_WEIGHTS, FIRST_MOMENT, ROOT, SECOND_MOMENT, Predictor, pack_parameters
 from tzip.formats.containers import View
+from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.plan import Level
 
 Read = Callable[[int, int, int], U8]  # n bytes from a byte on of a tensor, by its place
@@ -25,6 +27,7 @@ _MOMENTS = (("exp_avg", "exp_avg_sq"), ("mu", "nu"), ("m", "v"), ("momentum", "v
 _FIRST_BETAS = (0.9, 0.95, 0.8, 0.85, 0.99, 0.5)
 _SECOND_BETAS = (0.999, 0.95, 0.99, 0.98, 0.9, 0.995, 0.9999)
 _EPSILONS = (1e-8, 1e-6, 1e-10, 1e-5, 1e-7)
+_FEWEST = 16  # rows and columns that have levels
 _MOST = 16  # weights that moments are tried with when names do not tell
 _WORTH = 0.97  # of the bits without a predictor
 _F = np.float32
@@ -32,7 +35,7 @@ _F = np.float32
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A predictor, and what it reads in roles other than 0: earlier tensors, or tensors of the member by their places."""
+    """A predictor, and what it reads beside a base that there is: earlier tensors, or tensors of the member by their places."""
 
     predictor: Predictor
     roles: Mapping[int, Base | int] = field(default_factory=dict)
@@ -56,10 +59,15 @@ class _State:
 
 
 class Finder:
-    """Finds the predictors of one member's tensors. `tensors` and `bases` (the earlier ones, of those that have one) by place."""
+    """Finds the predictors of one member's tensors, by their places: `tensors`, their `earlier` ones, and those that are like
+    these already, `bases`.
+    """
 
-    def __init__(self, tensors: Mapping[int, View], bases: Mapping[int, Base], read: Read, level: Level) -> None:
+    def __init__(
+        self, tensors: Mapping[int, View], earlier: Mapping[int, Base], bases: Mapping[int, Base], read: Read, level: Level
+    ) -> None:
         self.tensors = tensors
+        self.earlier = earlier
         self.bases = bases
         self.read = read
         self.level = level
@@ -72,7 +80,7 @@ class Finder:
         found: dict[int, Prediction] = {}
         for state in self._states():
             self._moments(state, found)
-            if state.weights is not None and state.weights in self.bases:
+            if state.weights is not None and state.weights in self.earlier:
                 self._weights(state, found)
         return found
 
@@ -82,7 +90,7 @@ class Finder:
         large = {
             place: view
             for place, view in self.tensors.items()
-            if view.dtype.name == "F32" and int(np.prod(view.shape, dtype=np.float64)) >= OWN
+            if view.dtype.name == "F32" and math.prod(view.shape) >= OWN
         }
         names = {view.name: place for place, view in large.items()}
         pairs = []
@@ -105,24 +113,27 @@ class Finder:
         named = [place for place in alike if rest and re.search(rf"(^|[./]){re.escape(rest)}$", weights[place].name)]
         if len(named) == 1:
             return named[0]
-        tried = [(self._fit(place, first, second)[0], place) for place in (named or alike)[:_MOST] if place in self.bases]
+        tried = [(self._fit(place, first, second)[0], place) for place in (named or alike)[:_MOST] if place in self.earlier]
         return min(tried)[1] if tried else None
 
     # ---- what predicts them
 
+    def _sampled(self, place: int) -> list[int]:
+        """Return the first elements of the runs that are looked at: those of tensors of one shape are the same."""
+        base = self.earlier.get(place)
+        elements = math.prod(self.tensors[place].shape)
+        end = elements if base is None else min(elements, base.nbytes // 4)
+        return [max(0, end - _RUN) * i // (_RUNS - 1) for i in range(_RUNS)]
+
     def _sample(self, place: int) -> _Sample:
         if place not in self.samples:
-            nbytes = int(np.prod(self.tensors[place].shape)) * 4
-            base = self.bases.get(place)
-            end = min(nbytes, base.nbytes) if base is not None else nbytes
-            each = min(_RUN * 4, end)
+            base = self.earlier.get(place)
             now, before = [], []
-            for i in range(_RUNS):
-                at = (end - each) * i // max(1, _RUNS - 1) // 4 * 4
-                now.append(self.read(place, at, each))
+            for at in self._sampled(place):
+                now.append(self.read(place, 4 * at, 4 * _RUN))
                 if base is not None:
-                    old = np.empty(each, np.uint8)
-                    base.read_into(at, old)
+                    old = np.empty(4 * _RUN, np.uint8)
+                    base.read_into(4 * at, old)
                     before.append(old)
             earlier = np.concatenate(before).view(np.uint32) if before else None
             self.samples[place] = _Sample(np.concatenate(now).view(np.uint32), earlier)
@@ -133,27 +144,67 @@ class Finder:
         if (v.now >> 31).any() or m.now.size != v.now.size:
             return
         stepped = False
-        if v.before is not None and m.before is not None and m.before.size == v.before.size:
-            plain = _bits(v.now, v.before)
+        plain = _bits_alone(v.now)
+        if v.before is not None:
+            plain = min(plain, _bits(v.now, v.before))
+        if v.before is not None and m.before is not None:
             best, betas = min((self._second_cost(m, v, b), b) for b in self._candidates(m, v))
             if best < plain * _WORTH:
                 stepped = True
                 b1, b2 = betas
                 string = pack_parameters(SECOND_MOMENT, 1 - b1, float(_F(b2)), float(_F(1 - b2)))
-                roles: dict[int, Base | int] = {1: self.bases[state.first], 2: state.first}
-                found[state.second] = Prediction(Predictor(SECOND_MOMENT, string), roles)
+                roles: dict[int, Base | int] = {1: self.earlier[state.first], 2: state.first}
+                found[state.second] = self._prediction(state.second, SECOND_MOMENT, string, roles)
+        if not stepped:
+            self._levels(state.second, v, plain, found)
         # What the step made of the second moment says more of the first, but may itself follow from it.
-        scale: Base | int = self.bases[state.second] if stepped else state.second
+        scale: Base | int = self.earlier[state.second] if stepped else state.second
         second = v.before if stepped and v.before is not None else v.now
         self._first(state, m, second, scale, found)
+
+    def _levels(self, place: int, v: _Sample, plain: float, found: dict[int, Prediction]) -> None:
+        """Predict second moments from the levels of their rows and columns, where that is better than what else there is."""
+        shape = self.tensors[place].shape
+        q = shape[-1] if len(shape) > 1 else 0
+        count = math.prod(shape[:-1])
+        if q < _FEWEST or count < _FEWEST or q > factors.MAX_COLUMNS:
+            return
+        rows, columns = self._fit_levels(place, q, count)
+        made = np.empty_like(v.now)
+        for i, at in enumerate(self._sampled(place)):
+            first, n = factors.rows_of(q, at, _RUN)
+            factors.levels(columns, rows[first : first + n], at, made[i * _RUN : (i + 1) * _RUN])
+        if _bits_far(v.now, made) < plain * _WORTH:
+            common = q.to_bytes(4, "little") + columns.tobytes()
+            found[place] = Prediction(Predictor(predictors.LEVELS, common, q, rows.astype(np.int64)[None]))
+
+    def _fit_levels(self, place: int, q: int, count: int) -> tuple[U16, U16]:
+        """Return the mean levels of rows, and what columns have more, of all elements but zeros: bits are logarithms."""
+        step = max(1, CHUNK_ELEMENTS // q)
+        rows = np.zeros(count)
+        columns, seen = np.zeros(q), np.zeros(q)
+        for first in range(0, count, step):
+            n = min(step, count - first)
+            bits = self.read(place, 4 * q * first, 4 * q * n).view(np.uint32).reshape(n, q)
+            used = bits != 0
+            level = bits / 65536.0
+            rows[first : first + n] = level.sum(axis=1) / np.maximum(used.sum(axis=1), 1)
+            columns += np.where(used, level - rows[first : first + n, None], 0).sum(axis=0)
+            seen += used.sum(axis=0)
+        more = columns / np.maximum(seen, 1)
+        least = min(float(more.min()), 0.0)
+        return (
+            np.clip(np.rint(rows + least), 0, 65535).astype(np.uint16),
+            np.clip(np.rint(more - least), 0, 65535).astype(np.uint16),
+        )
 
     def _first(self, state: _State, m: _Sample, second: U32, scale: Base | int, found: dict[int, Prediction]) -> None:
         options = [(_bits_alone(m.now) * 0.995, 0, b"")]
         k = _root_of(m.now, second)
         made = np.empty_like(m.now)
         optimizers.root(second, k, made)
-        options.append((_bits(m.now, made, mode=delta.TURNED), ROOT, pack_parameters(ROOT, k)))
-        if m.before is not None and m.before.size == m.now.size:
+        options.append((_bits_far(m.now, made), ROOT, pack_parameters(ROOT, k)))
+        if m.before is not None:
             context = np.empty_like(m.now)
             for beta in sorted({b for b, _ in self.betas} or {0.9}):
                 optimizers.first_moment(m.before, second, _F(beta), made, context)
@@ -161,7 +212,12 @@ class Finder:
                 options.append((_bits(m.now, made, classes=_classes(context)), FIRST_MOMENT, string))
         _, kind, string = min(options)
         if kind:
-            found[state.first] = Prediction(Predictor(kind, string), {1: scale})
+            found[state.first] = self._prediction(state.first, kind, string, {1: scale})
+
+    def _prediction(self, place: int, kind: int, string: bytes, roles: dict[int, Base | int]) -> Prediction:
+        if 0 in predictors.ROLES[kind] and place not in self.bases:
+            roles = {0: self.earlier[place], **roles}
+        return Prediction(Predictor(kind, string), roles)
 
     def _candidates(self, m: _Sample, v: _Sample) -> Sequence[tuple[float, float]]:
         if not self.betas:
@@ -186,7 +242,8 @@ class Finder:
         cost, numbers = self._fit(state.weights, state.first, state.second)
         if numbers and cost < _bits(w.now, w.before) * _WORTH:
             string = pack_parameters(ADAM_WEIGHTS, *numbers)
-            found[state.weights] = Prediction(Predictor(ADAM_WEIGHTS, string), {1: state.first, 2: state.second})
+            roles: dict[int, Base | int] = {1: state.first, 2: state.second}
+            found[state.weights] = self._prediction(state.weights, ADAM_WEIGHTS, string, roles)
 
     def _fit(self, weights: int, first: int, second: int) -> tuple[float, tuple[float, ...]]:
         """Return the bits of a sample of weights after a step that is fitted to it, and the step's numbers."""
@@ -258,18 +315,32 @@ def _classes(context: U32) -> I64:
     return np.clip(context.astype(np.int64) - low, 0, 7)
 
 
-def _bits(now: U32, made: U32, classes: I64 | None = None, mode: int = delta.ORDERED) -> float:
-    """Return about the bits that differences from a prediction take: entropies of their lengths, and their lower bits."""
-    apart = delta.subtract(now, made, mode)
-    lengths = np.frexp(apart.astype(np.float64))[1].astype(np.int64)
-    bits = float(np.maximum(lengths - 1, 0).sum())
+def _bits_far(now: U32, made: U32) -> float:
+    """Return about the bits that differences from a scale take."""
+    return _planes(delta.subtract(now, made, delta.TURNED), np.zeros(now.size, np.int64))
+
+
+def _bits(now: U32, made: U32, classes: I64 | None = None) -> float:
+    """Return about the bits that differences from a prediction take."""
     if classes is None:
-        classes = np.clip((made >> 23 & 255).astype(np.int64) - int(np.median(made >> 23 & 255)) + 4, 0, 7)
-    return bits + sum(_entropy(np.bincount(lengths[classes == k])) for k in range(8))
+        exponents = (made >> 23 & 255).astype(np.int64)
+        classes = np.clip(exponents - int(np.median(exponents)) + 4, 0, 7)
+    return _planes(delta.subtract(now, made, delta.ORDERED), classes)
+
+
+def _planes(apart: U32, classes: I64) -> float:
+    """Return the entropy of the bytes of elements in their classes; what is nearly even is stored as it is."""
+    total = 0.0
+    for shift in (24, 16, 8, 0):
+        counts = np.bincount(classes << 8 | (apart >> shift & 255), minlength=2048).reshape(8, 256)
+        even = _entropy(counts.sum(axis=0)) > 7.9 * apart.size
+        total += 8 * apart.size if even else sum(map(_entropy, counts))
+    return total
 
 
 def _bits_alone(now: U32) -> float:
-    return 24 * now.size + _entropy(np.bincount(now >> 23 & 255))
+    rests = (now >> 16 & 31) | (now >> 26 & 32)
+    return sum(_entropy(np.bincount(part)) for part in (now >> 21 & 1023, rests, now >> 8 & 255, now & 255))
 
 
 def _entropy(counts: I64) -> float:

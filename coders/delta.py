@@ -20,7 +20,8 @@ from tzip.coders.jit import AVX512, kernel, tier
 from tzip.coders.scratch import borrow
 
 CLASSES = 8
-# How elements become integers: floats by sign and magnitude, integers as they are, floats by magnitude with the sign lowest.
+# How elements become integers: floats by sign and magnitude, integers as they are, floats whose magnitudes are far apart:
+# turned so that the highest byte of a difference counts quarters of an octave, both ways.
 ORDERED, PLAIN, TURNED = range(3)
 
 
@@ -115,6 +116,7 @@ def _subtract(words: Words, base: Words, mode: int, apart: Words) -> None:
     every = top | (top - np.uint64(1))
     last = bits - np.uint64(1)
     one = np.uint64(1)
+    three = np.uint64(3)
     zero = np.uint64(0)
     plain = mode == 1
     turned = mode == 2
@@ -122,9 +124,11 @@ def _subtract(words: Words, base: Words, mode: int, apart: Words) -> None:
         a = np.uint64(words[i])
         b = np.uint64(base[i])
         if turned:
-            a = (a << one) | (a >> last)
-            b = (b << one) | (b >> last)
-        elif not plain:
+            a = (a << three) | (a >> (bits - three))
+            b = (b << three) | (b >> (bits - three))
+            apart[i] = (a - b + top) & every
+            continue
+        if not plain:
             a = a ^ (every if a & top else top)
             b = b ^ (every if b & top else top)
         d = (a - b) & every
@@ -138,8 +142,8 @@ def _add(apart: Words, base: Words, mode: int, out: Words) -> None:
     bits = np.uint64(8 * out.itemsize)
     top = np.uint64(1) << (bits - np.uint64(1))
     every = top | (top - np.uint64(1))
-    last = bits - np.uint64(1)
     one = np.uint64(1)
+    three = np.uint64(3)
     zero = np.uint64(0)
     plain = mode == 1
     turned = mode == 2
@@ -147,13 +151,13 @@ def _add(apart: Words, base: Words, mode: int, out: Words) -> None:
         z = np.uint64(apart[i])
         b = np.uint64(base[i])
         if turned:
-            b = ((b << one) | (b >> last)) & every
-        elif not plain:
+            a = (((b << three) | (b >> (bits - three))) + z + top) & every
+            out[i] = (a >> three) | (a << (bits - three))
+            continue
+        if not plain:
             b = b ^ (every if b & top else top)
         a = (b + ((z >> one) ^ (zero - (z & one)))) & every
-        if turned:
-            a = (a >> one) | ((a & one) << last)
-        elif not plain:
+        if not plain:
             a = a ^ (top if a & top else every)
         out[i] = a
 

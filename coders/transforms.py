@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Protocol, no_type_check
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tzip.coders import delta, order, predictors, records
 from tzip.coders import grid as grids
@@ -250,7 +251,22 @@ def check_strings(kind: int, n: int, width: int, head: TransformHeader, side_a: 
 _FEW = 1 << 16  # changed elements
 # Where the exponent of an element is, (shift, bits): how far it moves depends on it. Others have classes by their top bits.
 _FIELDS = {"bf16": (7, 8), "f16": (10, 5), "f32": (23, 8), "f64": (52, 11)}
-_FLAT = (predictors.LEVELS, predictors.ROOT)  # how far these are off does not depend on what they say
+_FAR = (predictors.LEVELS, predictors.ROOT)  # what these say is a scale
+_CLASS_BITS = 8 * 2 * 400  # what a class costs: two tables and the states of their streams
+
+
+def _classes_pay(apart: Words, classes: U8) -> bool:
+    """Say whether tables of their own gain classes what they cost, by the highest byte of each element."""
+    counts = np.zeros((delta.CLASSES, 256))
+    top = (apart >> apart.dtype.type(8 * apart.itemsize - 8)).astype(np.int64)
+    counts += np.bincount(classes.astype(np.int64) << 8 | top, minlength=counts.size).reshape(counts.shape)
+    used = int(np.count_nonzero(counts.sum(axis=1)))
+    return _entropy(counts.sum(axis=0)) - sum(map(_entropy, counts)) > used * _CLASS_BITS
+
+
+def _entropy(counts: NDArray[np.float64]) -> float:
+    used = counts[counts > 0]
+    return float((used * np.log2(used.sum() / used)).sum())
 
 
 def delta_mode(coding: str) -> int:
@@ -270,7 +286,7 @@ def from_base(
     words, earlier = _words(raw, width), _words(base, width)
     scale = earlier if context is None else context
     shift, bits = _FIELDS.get(coding, (8 * width - 5, 4)) if context is None else (0, 8)
-    mode = delta.TURNED if predictor == predictors.ROOT else delta_mode(coding)
+    mode = delta.TURNED if predictor in _FAR else delta_mode(coding)
     n = words.size
     apart = delta.subtract(words, earlier, mode)
     changed = int(np.count_nonzero(apart))
@@ -281,9 +297,10 @@ def from_base(
     sums = np.concatenate(([0], np.cumsum(delta.field_counts(scale, shift, bits)), np.zeros(delta.CLASSES)))
     sums[-delta.CLASSES :] = sums[1 << bits]
     lowest = int((sums[delta.CLASSES :] - sums[: -delta.CLASSES])[: 1 << bits].argmax())
-    if predictor in _FLAT:
-        lowest = (1 << bits) - 1
     classes = delta.classes_of(scale, lowest, shift, bits)
+    if mode == delta.TURNED and not _classes_pay(apart, classes):
+        lowest = (1 << bits) - 1
+        classes = np.zeros(n, np.uint8)
     mask = _none()
     # A mask and what is changed apart, when that is little, or is changed so much that a table over both holds neither well
     # (20 % of bfloat16 weights at random: 4.7 -> 4.0 bits a weight).
