@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tzip import lowrank
 from tzip.bases import Base
 from tzip.coders import delta, factors, optimizers, predictors
 from tzip.coders.arrays import I64, U8, U16, U32
+from tzip.coders.planes import WORD
 from tzip.coders.predictors import ADAM_WEIGHTS, FIRST_MOMENT, ROOT, SECOND_MOMENT, Predictor, pack_parameters
 from tzip.formats.containers import View
 from tzip.formats.layout import CHUNK_ELEMENTS
@@ -27,6 +29,7 @@ _MOMENTS = (("exp_avg", "exp_avg_sq"), ("mu", "nu"), ("m", "v"), ("momentum", "v
 _FIRST_BETAS = (0.9, 0.95, 0.8, 0.85, 0.99, 0.5)
 _SECOND_BETAS = (0.999, 0.95, 0.99, 0.98, 0.9, 0.995, 0.9999)
 _EPSILONS = (1e-8, 1e-6, 1e-10, 1e-5, 1e-7)
+_RANKS = (16, 32, 48)
 _FEWEST = 16  # rows and columns that have levels
 _MOST = 16  # weights that moments are tried with when names do not tell
 _WORTH = 0.97  # of the bits without a predictor
@@ -74,6 +77,7 @@ class Finder:
         self.samples: dict[int, _Sample] = {}
         self.betas: list[tuple[float, float]] = []
         self.steps: list[tuple[float, ...]] = []
+        self.left: dict[int, float] = {}  # bits of an element that a step leaves
 
     def find(self) -> dict[int, Prediction]:
         """Return the predictions of those tensors that gain by one."""
@@ -82,6 +86,8 @@ class Finder:
             self._moments(state, found)
             if state.weights is not None and state.weights in self.earlier:
                 self._weights(state, found)
+        for place in self.bases:
+            self._low_rank(place, found)
         return found
 
     # ---- which tensors belong together
@@ -242,8 +248,41 @@ class Finder:
         cost, numbers = self._fit(state.weights, state.first, state.second)
         if numbers and cost < _bits(w.now, w.before) * _WORTH:
             string = pack_parameters(ADAM_WEIGHTS, *numbers)
+            self.left[state.weights] = cost / w.now.size
             roles: dict[int, Base | int] = {1: state.first, 2: state.second}
             found[state.weights] = self._prediction(state.weights, ADAM_WEIGHTS, string, roles)
+
+    def _low_rank(self, place: int, found: dict[int, Prediction]) -> None:
+        """Predict a matrix by factors of how it moved: where that is plainly of low rank, or where there is patience."""
+        view, base = self.tensors[place], self.bases[place]
+        width = view.dtype.width
+        shape = (math.prod(view.shape[:-1]), view.shape[-1]) if len(view.shape) > 1 else (0, 0)
+        before = found.get(place)
+        least = self.left.get(place, math.inf)
+        if view.dtype.name not in ("F32", "BF16") or base.shape != view.shape or not lowrank.suits(shape):
+            return
+        if math.prod(shape) < OWN or (before is not None and (not self.level.patient or least < 8)):
+            return
+        if not self.level.patient and not self._sharp(place, shape):
+            return
+        raw = np.empty(math.prod(shape) * width, np.uint8)
+        base.read_into(0, raw)
+        now, earlier = (x.view(WORD[width]).reshape(shape) for x in (self.read(place, 0, raw.size), raw))
+        predictor = lowrank.fit(lowrank.Matrix(now, earlier), _RANKS, sharp=not self.level.patient, least=least)
+        if predictor is not None:
+            found[place] = Prediction(predictor)
+
+    def _sharp(self, place: int, shape: tuple[int, int]) -> bool:
+        """Say whether some rows of a matrix moved as an adapter would have moved them."""
+        rows, q = shape
+        count = min(rows, max(128, (1 << 17) // q))
+        at = (rows - count) // 2 * q * self.tensors[place].dtype.width
+        size = count * q * self.tensors[place].dtype.width
+        old = np.empty(size, np.uint8)
+        self.bases[place].read_into(at, old)
+        word = WORD[self.tensors[place].dtype.width]
+        now, before = (x.view(word).reshape(count, q)[:, :1024] for x in (self.read(place, at, size), old))
+        return lowrank.is_sharp(np.ascontiguousarray(now), np.ascontiguousarray(before))
 
     def _fit(self, weights: int, first: int, second: int) -> tuple[float, tuple[float, ...]]:
         """Return the bits of a sample of weights after a step that is fitted to it, and the step's numbers."""
