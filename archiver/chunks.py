@@ -72,7 +72,7 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
     The check over the record is not computed here. Raises CorruptError, TruncatedError or UnsupportedError.
     """
     head = ChunkHead.read(record)
-    if head.length != len(record) or not 64 <= head.length <= MAX_RECORD or head.length % ALIGN:
+    if head.length != len(record) or not ChunkHead.SIZE <= head.length <= MAX_RECORD or head.length % ALIGN:
         raise CorruptError(f"a chunk record of {len(record)} bytes says that it has {head.length}")
     if (head.run, head.chunk, head.elements, head.width) != (run, chunk, elements, width):
         raise CorruptError(
@@ -87,7 +87,7 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
     if head.inputs and not leans:
         raise CorruptError("a chunk has inputs and is no difference")
     if head.transform == transforms.UNCHANGED:
-        if head.inputs != 1 or head.split or head.length != 64 or any(record[ChunkHead.SIZE :]):
+        if head.inputs != 1 or head.split or head.length != ChunkHead.SIZE:
             raise CorruptError("an unchanged chunk with more than its head, or without a base")
         return Layout(head, None, 0, width, [0], [], [], [], head.length, _NO_CLASSES)
     split = SPLITS.get(head.split)

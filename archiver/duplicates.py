@@ -88,6 +88,8 @@ class Run:
     def least(self) -> int:
         """Bytes that its chunk records have at least, however well it is coded."""
         whole, rest = divmod(self.size // self.width, CHUNK_ELEMENTS)
+        if self.inputs:
+            return (whole + (rest > 0)) * ChunkHead.SIZE
         return whole * _least(CHUNK_ELEMENTS) + (_least(rest) if rest else 0)
 
     def read(self, source: Source, at: int, out: U8) -> bool:

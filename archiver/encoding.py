@@ -98,7 +98,8 @@ def encode_chunk(
     `beside`. The result is never larger than
     the elements stored raw: when the codecs gain nothing, it is them.
     """
-    if base is not None and same_bytes(raw, base):
+    # Of elements of 8 bytes a record so short would be more than an archive of its size may hold (FORMAT.md, section 2.3).
+    if base is not None and width < 8 and same_bytes(raw, base):
         return _unchanged(raw, width, run, chunk)
     if base is not None or predictor is not None:
         records = [
@@ -177,8 +178,8 @@ def _alone(raw: U8, width: int, coding: str, level: Level) -> int:
 
 
 def _unchanged(raw: U8, width: int, run: int, chunk: int) -> EncodedChunk:
-    head = ChunkHead(64, run, chunk, raw.size // width, 0, width, transforms.UNCHANGED, 1, sum64(raw))
-    rest = head.write() + bytes(64 - ChunkHead.SIZE)
+    head = ChunkHead(ChunkHead.SIZE, run, chunk, raw.size // width, 0, width, transforms.UNCHANGED, 1, sum64(raw))
+    rest = head.write()
     check = sum64(np.frombuffer(bytearray(rest), np.uint8))
     return EncodedChunk(CHUNK + check.to_bytes(8, "little") + rest, 0)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tzip import lowrank
 from tzip.bases import Base
@@ -32,6 +33,10 @@ _EPSILONS = (1e-8, 1e-6, 1e-10, 1e-5, 1e-7)
 _RANKS = (16, 32, 48)
 _FEWEST = 16  # rows and columns that have levels
 _MOST = 16  # weights that moments are tried with when names do not tell
+_EXACT = 0.01  # bits of an element that are left when a step is found to the last bit
+_SEARCHES = 3  # for corrections: a group of parameters each
+_STEPS = 4000
+_FEW = 2048  # elements that tell corrections apart
 _WORTH = 0.97  # of the bits without a predictor
 _F = np.float32
 
@@ -75,6 +80,7 @@ class Finder:
         self.read = read
         self.level = level
         self.samples: dict[int, _Sample] = {}
+        self.searches = 0
         self.betas: list[tuple[float, float]] = []
         self.steps: list[tuple[float, ...]] = []
         self.left: dict[int, float] = {}  # bits of an element that a step leaves
@@ -321,17 +327,46 @@ class Finder:
                     size = float(np.array([bits + ds], np.uint32).view(_F)[0])
                     numbers = (form, decay, size, r, e)
                     best = min(best, (self._weights_cost(w, m, v, numbers), numbers))
-        form, c, s, r, e = best[1]
-        return min(best, *((self._weights_cost(w, m, v, n), n) for n in ((f, c, s, r, e) for f in range(optimizers.FORMS))))
+        if best[0] > _EXACT * w.now.size and self.searches < _SEARCHES:
+            self.searches += 1
+            best = min(best, self._correct(w, m, v, best[1]))
+        return best
+
+    def _correct(self, w: _Sample, m: _Sample, v: _Sample, numbers: tuple[float, ...]) -> tuple[float, tuple[float, ...]]:
+        """Search the correction of the second moment, which early steps have: it follows from their number."""
+        assert w.before is not None
+        n = min(w.now.size, _FEW)
+        old, new, first, second = (np.ascontiguousarray(x[:n]) for x in (w.before, w.now, m.now, v.now))
+        made = np.empty_like(new)
+        _, c, _, _, e = numbers
+        best: tuple[int, tuple[float, ...]] = (n + 1, numbers)
+        for _, beta in self.betas:
+            for step in range(1, _STEPS):
+                root = math.sqrt(1 - beta**step)
+                if _F(root) == 1:
+                    break
+                fitted = _least_squares(w.before, w.now, m.now, v.now, e * root)
+                if not fitted:
+                    break
+                near = int(np.array([fitted[2] / root], _F).view(np.uint32)[0])
+                for bits in (near, near - 1, near + 1):
+                    size = np.array([bits], np.uint32).view(_F)[0]
+                    for form, r in ((0, _F(root)), (1, _F(root)), (2, _F(1 / root)), (3, _F(1 / root))):
+                        optimizers.adam_weights(old, first, second, form, (_F(c), size, r, _F(e)), made)
+                        wrong = int(np.count_nonzero(made != new))
+                        if wrong < best[0]:
+                            best = wrong, (form, c, float(size), float(r), e)
+        return self._weights_cost(w, m, v, best[1]), best[1]
 
 
 def _least_squares(before: U32, now: U32, m: U32, v: U32, epsilon: float) -> tuple[float, ...]:
     """Return the numbers of the step that takes weights nearest from one to the other, or none."""
-    w0, w1, m1, v1 = (x.view(_F).astype(np.float64) for x in (before, now, m, v))
     with np.errstate(all="ignore"):
+        w0, w1, m1, v1 = (x.view(_F).astype(np.float64) for x in (before, now, m, v))
         moved = -m1 / (np.sqrt(v1) + epsilon)
         columns = np.stack((moved, -w0), axis=1)
-        finite = np.isfinite(columns).all(axis=1) & np.isfinite(w1)
+        # A few elements that are no numbers, or far from all others, would decide alone.
+        finite = _near(moved) & _near(w0) & _near(w1 - w0)
         if not finite.any():
             return ()
         a, b = columns[finite], (w1 - w0)[finite]
@@ -341,6 +376,13 @@ def _least_squares(before: U32, now: U32, m: U32, v: U32, epsilon: float) -> tup
         size, decay = np.linalg.solve(normal, a.T @ b)
         numbers = (0, float(_F(1 - decay)), float(_F(-size)), 1.0, float(_F(epsilon)))
     return numbers if all(np.isfinite(numbers)) else ()
+
+
+def _near(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Say which numbers are finite and not far beyond most others."""
+    size = np.abs(values)
+    usual = size[np.isfinite(size)]
+    return np.asarray(size <= 1024 * np.median(usual)) if usual.size else np.zeros(values.size, np.bool_)
 
 
 def _root_of(m: U32, second: U32) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 from tzip.coders.arrays import U32, Words
 from tzip.coders.jit import kernel
 
-FORMS = 2  # orders of operations of the weights' update
+FORMS = 4  # orders of operations of the weights' update
 _EXPONENT = 0x7F800000
 
 
@@ -71,9 +71,17 @@ def _adam_weights(w: Words, m: Words, v: Words, form: int, c: float, s: float, r
         for i in range(out.size):
             d = np.sqrt(v[i]) / r + e
             out[i] = w[i] * c + (s * m[i]) / d
-    else:
+    elif form == 1:
         for i in range(out.size):
             d = np.sqrt(v[i]) / r + e
+            out[i] = w[i] * c + s * (m[i] / d)
+    elif form == 2:
+        for i in range(out.size):
+            d = np.sqrt(v[i]) * r + e
+            out[i] = w[i] * c + (s * m[i]) / d
+    else:
+        for i in range(out.size):
+            d = np.sqrt(v[i]) * r + e
             out[i] = w[i] * c + s * (m[i] / d)
 
 

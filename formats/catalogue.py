@@ -21,6 +21,7 @@ from tzip.formats.layout import (
     CHUNK_ELEMENTS,
     INDEX,
     MAX_BODY,
+    MIN_RECORD,
     RECORD_HEAD,
     align,
     check8,
@@ -84,7 +85,7 @@ def check_chunk_table(offsets: NDArray[Any], lengths: NDArray[Any], end: int) ->
     """Raise CorruptError unless the chunk records ascend, do not overlap, are aligned and end by `end`."""
     if not offsets.size:
         return
-    if int(offsets.max()) >= _BIG or int(lengths.min()) < 64 or int(lengths.max()) > 1 << 25:
+    if int(offsets.max()) >= _BIG or int(lengths.min()) < MIN_RECORD or int(lengths.max()) > 1 << 25:
         raise CorruptError("the chunk table has impossible offsets or lengths")
     starts = offsets.astype(np.int64)
     stops = starts + lengths

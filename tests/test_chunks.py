@@ -56,7 +56,7 @@ def decode_slowly(record, elements, width, run=0, chunk=0, base=b""):
     head = reference.read_chunk_head(bytes(record))
     demanded = reference.Run(width, (), chunk * reference.CHUNK + elements)
     reference.check_chunk_head(head, demanded, run, chunk)
-    return reference.decode_chunk(bytes(record), lambda: base)
+    return reference.decode_chunk(bytes(record), lambda role: base)
 
 
 def fate(decoder, *args):
@@ -1026,10 +1026,12 @@ def _head_flaws(record):
         yield f"width {width}", put(37, width), "corrupt"
     for transform in reference._NAMED:  # there is no header of one
         yield f"transform {transform}", put(38, transform), "corrupt"
-    for transform in (max(reference._NAMED) + 1, 127, 255):
+    for transform in (reference.UNCHANGED + 1, 127, 255):
         yield f"transform {transform}", put(38, transform), "unsupported"
-    yield "an input and no delta", put(39, 1), "corrupt"
-    for inputs in (2, 128, 255):
+    for inputs in (1, 2, 4):
+        yield f"{inputs} inputs and no delta", put(39, inputs), "corrupt"
+    yield "unchanged", put(38, reference.UNCHANGED), "corrupt"
+    for inputs in (5, 128, 255):
         yield f"inputs {inputs}", put(39, inputs), "unsupported"
     yield "decoded sum", put(40, record[40] ^ 1), "corrupt"
     yield "reserved field of an entry", put(48 + 14, 1), "corrupt"

@@ -835,9 +835,11 @@ inputs("in descending order", "corrupt", ("inputs",), [_leaning().inputs[i] for 
 inputs("from nowhere", "corrupt", ("inputs", 2, slice(3, 5)), [bytes(32), bytes(32)])
 inputs("a name of a file that is no UTF-8", "corrupt", ("inputs", 1, 5), "\udcff")
 inputs("a name of a tensor that is no UTF-8", "corrupt", ("inputs", 2, 6), "a\udcffb")
-inputs("of an unknown kind", "unsupported", ("inputs", 0, 0), 1)
-inputs("of kind 255", "unsupported", ("inputs", 0, 0), 255)
-inputs("of an unknown kind, past its run", "corrupt", ("inputs", 2, slice(0, 3)), [1, 0, 334])
+inputs("of an unknown kind", "unsupported", ("inputs", 2, 0), 4)
+inputs("of kind 255", "unsupported", ("inputs", 2, 0), 255)
+inputs("of an unknown kind, past its run", "corrupt", ("inputs", 2, slice(0, 3)), [4, 0, 334])
+inputs("of kinds that descend", "corrupt", ("inputs", 0, 0), 1)
+inputs("of one kind that overlap", "corrupt", ("inputs", slice(0, 2)), [[1, 4, 201, *_leaning().inputs[0][3:]], [1, *_leaning().inputs[1][1:]]])
 # What stands in the index alone: the member record has other rows.
 for column, value in (
     ("i_kind", 1),
@@ -1291,7 +1293,7 @@ BAD = {
     "kind 4": "kind_4", "extent past its run": "extent_past_its_run", "name '..'": "name_dot_dot",
     "link to b'../x'": "link_leaves_the_root", "chunks swapped": "chunks_swapped",
     "raw length 2^32 - 1 of a frame": "raw_length_of_4_gib", "inputs: overlap by a byte": "inputs_overlap",
-    "inputs: of an unknown kind": "input_kind_1",
+    "inputs: of an unknown kind": "input_kind_4",
 }  # fmt: skip
 
 

@@ -647,7 +647,7 @@ def test_unknown_dtype_layout_and_inputs_make_only_that_tensor_unsupported(sampl
             assert archive.tensor("f").raw().tobytes() == tensors["f"]
             assert archive.member_bytes("default.safetensors") == files["default.safetensors"]
     f = Forged(data)
-    f.add_input(0, 0, i_kind=1, i_length=1, i_file=b"x" * 32)
+    f.add_input(0, 0, i_kind=4, i_length=1, i_file=b"x" * 32)
     with tzip.open(f.build()) as archive:
         with pytest.raises(UnsupportedError):
             archive["w"]
@@ -742,7 +742,8 @@ INPUT_LIES: dict[str, tuple[type[TzipError] | tuple[type[TzipError], ...], Calla
     "another file": (BaseNotFoundError, both(0, "i_file", 0, b"x" * 32)),
     "another tensor": (BaseNotFoundError, lambda f: rename_input(f, 8, b"other")),
     "no tensor's name": (BaseNotFoundError, lambda f: rename_input(f, 8, b"")),
-    "another kind": (UnsupportedError, both(0, "i_kind", 0, 1)),
+    "another kind": (UnsupportedError, both(0, "i_kind", 0, 4)),
+    "a role that nobody asks for": (CorruptError, both(0, "i_kind", 0, 1)),
     "kind 255": (UnsupportedError, both(0, "i_kind", 0, 255)),
     # Of what fits in: the sums tell, or the classes before them.
     "fewer bytes": (CorruptError, both(0, "i_length", 2, 4)),
@@ -783,7 +784,7 @@ def test_lying_inputs(leaning: Leaning, tmp_path: Path, lie: str) -> None:
             assert archive.tensor(other).raw().tobytes() == tensors[other]
 
 
-@pytest.mark.parametrize("name", ["r_inputs", "i_kind", "i_offset", "i_length", "i_archive", "i_file", "i_member", "i_name"])
+@pytest.mark.parametrize("name", ["r_inputs", "i_kind", "i_offset", "i_length", "i_begin", "i_archive", "i_file", "i_member", "i_name"])
 def test_every_bit_of_the_inputs(leaning: Leaning, name: str) -> None:
     """In record and index alike: another thing is found, nothing, or an error; never other bytes."""
     data, _, tensors, base = leaning
@@ -800,7 +801,8 @@ def test_every_bit_of_the_inputs(leaning: Leaning, name: str) -> None:
 
 DELTA_LIES: dict[str, tuple[type[TzipError], Callable[[bytearray], None]]] = {
     "no input": (CorruptError, put(39, "B", 0)),
-    "two inputs": (UnsupportedError, put(39, "B", 2)),
+    "two inputs": (CorruptError, put(39, "B", 2)),
+    "five inputs": (UnsupportedError, put(39, "B", 5)),
     "255 inputs": (UnsupportedError, put(39, "B", 255)),
     "no delta": (CorruptError, put(38, "B", 4)),
     "transform 0": (CorruptError, put(38, "B", 0)),
