@@ -349,9 +349,7 @@ class Archive(Mapping[str, NDArray[Any]]):
 
         index = self.reader.index
         elements, width = self.reader.chunk_elements(run, chunk), int(index["r_width"][run])
-        first, inputs = int(self._first_input[run]), int(index["r_inputs"][run])
-        if inputs and int(index["i_kind"][first : first + inputs].max()) >= ROLES:
-            raise UnsupportedError("an input of another kind is not known to this tzip; upgrade it")
+        self._check_roles(run)
         buffer, length, check = self.reader.read_chunk(run, chunk, SLACK)
         base, beside = None, ALONE
         try:
@@ -370,6 +368,11 @@ class Archive(Mapping[str, NDArray[Any]]):
         except TzipError as e:
             raise e.at(path=self._source.name, offset=self.reader.chunk_at(run, chunk)[0]) from None
         return out
+
+    def _check_roles(self, run: int) -> None:
+        first, inputs = int(self._first_input[run]), int(self.reader.index["r_inputs"][run])
+        if inputs and (highest := int(self.reader.index["i_kind"][first : first + inputs].max())) >= ROLES:
+            raise UnsupportedError(f"input {highest} is not known to this tzip; upgrade it")
 
     def _first_string(self, run: int, kind: int) -> "U8 | None":
         """Return the parameters in the first chunk of a run, None when they are of another predictor."""
@@ -398,6 +401,7 @@ class Archive(Mapping[str, NDArray[Any]]):
 
         Raises BaseNotFoundError, or UnsupportedError for a kind of input that this tzip does not know.
         """
+        self._check_roles(run)
         with self._lock:
             if run in self._inputs:
                 return self._inputs[run]

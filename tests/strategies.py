@@ -309,6 +309,8 @@ def blocks_of(record: bytes | bytearray) -> tuple[int, int]:
 
 def codecs_of(record: bytes | bytearray) -> int:
     """What the index says of a record in c_codecs (section 2.3)."""
+    if record[38] == 9:  # unchanged: there is none
+        return 0
     at, count = blocks_of(record)
     places = [at + 16 * i for i in range(count)]
     if record[38]:
@@ -833,7 +835,7 @@ class Member:
     extents: list[list[int]] = field(default_factory=list)  # kind, run, offset, length
     tensors: list[list[Any]] = field(default_factory=list)  # name, dtype, layout, shape, extent, offset
     runs: list[list[int]] = field(default_factory=list)  # width, inputs, elements
-    inputs: list[list[Any]] = field(default_factory=list)  # kind, offset, length, archive, file, name of member and tensor, place
+    inputs: list[list[Any]] = field(default_factory=list)  # kind, offset, length, archive, file, member, tensor, place
     run_bytes: list[bytes] = field(default_factory=list)
     inline: bytes = b""
     size: int | None = None

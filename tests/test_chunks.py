@@ -493,7 +493,7 @@ HEADER_FLAWS = {
     ],
     "delta": [
         {"m": 9}, {"m": 11}, {"m": 0}, {"m": 40}, {"m": 41}, {"m": 2**32 - 1}, {"inner_width": 0}, {"inner_width": 1},
-        {"inner_width": 4}, {"a": 2}, {"a": 16}, {"a": 255}, {"b": 8}, {"b": 2**32 - 1}, {"c": 0}, {"c": 13},
+        {"inner_width": 4}, {"a": 3}, {"a": 16}, {"a": 255}, {"b": 8}, {"b": 2**32 - 1}, {"c": 0}, {"c": 13},
         {"c": 13 | 12 << 8}, {"c": 4 | 12 << 8}, {"c": 14 | 3 << 8}, {"c": 255 | 3 << 8}, {"c": 16 | 1 << 8},
         {"c": 13 | 3 << 8 | 1 << 16}, {"c": 2**32 - 1}, {"v": 1}, {"v": 2**16}, {"v": 2**63}, {"reserved": 1},
         {"size_a": 4, "A_payload": b"\x22" * 4}, {"size_a": 6, "A_payload": b"\x22" * 5 + b"\0"}, {"size_a": 0},
@@ -612,7 +612,7 @@ def test_strings_with_flags_are_refused_before_anything_is_decoded(codec):
             read_blocks(memoryview(record), 0, 0, 40, width)
 
 
-@pytest.mark.parametrize("inputs", [2, 3, 255])
+@pytest.mark.parametrize("inputs", [5, 6, 255])
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_inputs_than_there_are_yet_are_unsupported(kind, inputs):
     record, width, _ = _transformed(kind, inputs=inputs)
@@ -623,6 +623,12 @@ def test_more_inputs_than_there_are_yet_are_unsupported(kind, inputs):
 def test_other_transforms_have_no_input(kind):
     record, width, _ = _transformed(kind, inputs=1)
     assert refused(record, 40, width, base=_base())
+
+
+@pytest.mark.parametrize("predictor", [7, 8, 255, 2**16 - 1])
+def test_unknown_predictors_are_unsupported(predictor):
+    record, width, _ = _transformed("delta", v=predictor)
+    assert refused(record, 40, width, "unsupported", _base())
 
 
 def test_an_input_and_class_sizes_make_no_delta():

@@ -29,7 +29,6 @@ from tzip.coders.sums import sum64
 from tzip.encoding import encode_chunk
 from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.recognising import Found
-from tzip.inspecting import describe
 from tzip.plan import LEVELS
 
 F = np.float32
@@ -86,7 +85,12 @@ def _naive(kind: int, numbers: tuple[float, ...], roles: list[np.ndarray]) -> np
 
 
 NUMBERS = {
-    predictors.ADAM_WEIGHTS: [(0, 0.99994, -6e-4, 1.0, 1e-8), (1, 1.0, -1e-3, 0.03162, 1e-6), (2, 1.0, 3e38, 1e-30, 0.0), (3, 0.9, -1e-3, 31.62, 1e-6)],
+    predictors.ADAM_WEIGHTS: [
+        (0, 0.99994, -6e-4, 1.0, 1e-8),
+        (1, 1.0, -1e-3, 0.03162, 1e-6),
+        (2, 1.0, 3e38, 1e-30, 0.0),
+        (3, 0.9, -1e-3, 31.62, 1e-6),
+    ],
     predictors.SECOND_MOMENT: [(0.1, 0.95, 0.05), (1e-300, 0.999, 0.001), (0.0, 0.5, 0.5)],
     predictors.FIRST_MOMENT: [(0.9,), (-1.5,), (3e38,)],
 }
