@@ -165,8 +165,7 @@ def read_parameters(buffer: U8, length: int, run: int, elements: int, width: int
     buffer = buffer.view()
     buffer.flags.writeable = False
     record = buffer[:length]
-    if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):
-        raise CorruptError("a chunk record does not match its check")
+    _prove(record, check)
     layout = read_blocks(memoryview(record), run, 0, elements, width)
     head = layout.transform
     if head is None or layout.head.transform != transforms.DELTA:
@@ -176,6 +175,12 @@ def read_parameters(buffer: U8, length: int, run: int, elements: int, width: int
     if start + b.stored > length:
         raise TruncatedError("a chunk record ends within a payload")
     return head.v, _decode_string(buffer, layout, b, head.size_b, start)
+
+
+def _prove(record: U8, check: int | None) -> None:
+    """Compare a record with its check, or with the bare one that is given."""
+    if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):
+        raise CorruptError("a chunk record does not match its check")
 
 
 def _check_string(block: Block, size: int) -> None:
@@ -261,8 +266,7 @@ def decode_chunk(
     record = buffer[:length]
     if base is None and beside is ALONE and _at_once(buffer, length, run, chunk, elements, width, out, check):
         return
-    if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):
-        raise CorruptError("a chunk record does not match its check")
+    _prove(record, check)
     layout = read_blocks(memoryview(record), run, chunk, elements, width)
     starts = []
     at = layout.end
