@@ -6,7 +6,7 @@ binary64 in any order: the prediction is the same on every machine.
 
 import struct
 from dataclasses import dataclass
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,12 +120,19 @@ def low_rank(factors: Factors, rows: F64, at: int, old: Words, out: Words) -> No
         wide = borrow("low rank old", n, np.uint32)
         np.left_shift(old, np.uint32(16), out=wide, dtype=np.uint32)
         made = borrow("low rank new", n, np.uint32)
-    sums = borrow("low rank sums", 512, np.float64)
+    sums = borrow("low rank sums", 128, np.float64)
     f = np.float32
-    by_row = np.ascontiguousarray(rows.T)
+    # Some that are zero make the rank a multiple of four.
+    rank = -(-len(rows) // 4) * 4
+    columns = np.zeros((rank, factors.q))
+    columns[: len(rows)] = factors.columns
+    by_row = np.zeros((rows.shape[1], rank))
+    by_row[:, : len(rows)] = rows.T
     scale = 2.0**factors.exponent
     with np.errstate(all="ignore"):
-        _low_rank(factors.columns, by_row, at % factors.q, scale, wide.view(f), sums, made.view(f))
+        _low_rank(
+            columns.reshape(-1), by_row.reshape(-1), factors.q, at % factors.q, scale, wide.view(f), sums, made.view(f)
+        )
     if narrow:
         _round(made, old, out)
     else:
@@ -156,28 +163,40 @@ def _unpack(packed: U8, bits: int, out: F64) -> None:
 
 @kernel
 @no_type_check
-def _low_rank(columns: Any, rows: Any, first: int, scale: float, old: Words, sums: F64, out: Words) -> None:
-    """Needs: columns (R, q), rows (rows, R), which elements first … of the first row on touch all; 512 sums."""
-    q = columns.shape[1]
-    rank = columns.shape[0]
-    i = 0
-    row = 0
-    j = first
-    while i < out.size:
-        n = min(512, q - j, out.size - i)
-        for x in range(n):
-            sums[x] = 0.0
-        for k in range(rank):
-            a = rows[row, k]
+def _low_rank(columns: F64, rows: F64, q: int, first: int, scale: float, old: Words, sums: F64, out: Words) -> None:
+    """Sum the products for some columns at a time, whose factors stay in the first cache, and four of them at once.
+
+    Needs: `columns` of R * q and `rows` of rows * R numbers, R a multiple of four; rows for all elements, of which the first is
+    in column `first`; sums (128,).
+    """
+    width = np.uint64(q)
+    rank = np.uint64(columns.size) // width
+    skip = np.uint64(first)
+    end = np.uint64(first) + np.uint64(out.size)
+    count = (end + width - np.uint64(1)) // width
+    for low in range(np.uint64(0), width, np.uint64(128)):
+        high = min(low + np.uint64(128), width)
+        for row in range(count):
+            start = max(row * width + low, skip)
+            stop = min(row * width + high, end)
+            if start >= stop:
+                continue
+            j = start - row * width
+            n = stop - start
+            at = start - skip
             for x in range(n):
-                sums[x] += a * columns[k, j + x]
-        for x in range(n):
-            out[i + x] = np.float32(np.float64(old[i + x]) + sums[x] * scale)
-        i += n
-        j += n
-        if j == q:
-            j = 0
-            row += 1
+                sums[x] = 0.0
+            for k in range(np.uint64(0), rank, np.uint64(4)):
+                r = row * rank + k
+                a0, a1, a2, a3 = rows[r], rows[r + np.uint64(1)], rows[r + np.uint64(2)], rows[r + np.uint64(3)]
+                c0 = k * width + j
+                c1 = c0 + width
+                c2 = c1 + width
+                c3 = c2 + width
+                for x in range(n):
+                    sums[x] += (a0 * columns[c0 + x] + a1 * columns[c1 + x]) + (a2 * columns[c2 + x] + a3 * columns[c3 + x])
+            for x in range(n):
+                out[at + x] = np.float32(np.float64(old[at + x]) + sums[x] * scale)
 
 
 @kernel
