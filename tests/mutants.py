@@ -260,7 +260,7 @@ MUTANTS = [
         "chunks.py",
         "if leans and head.inputs != len(predictors.ROLES[transform.v]):",
         "if False:",
-        (f"{_CHUNKS}::test_deltas_without_a_change_have_no_blocks",),
+        (_DELTAS,),
     ),
     Mutant(
         "classes that do not add up",
