@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from tzip.coders import huffman, planes, predictors, rans, records, rows, transforms, zstd
+from tzip.coders import adaptive, huffman, planes, predictors, rans, records, rows, transforms, zstd
 from tzip.coders.arrays import I64, U8, U16, Words
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.huffman import SLACK, HuffmanTable
@@ -15,7 +15,7 @@ from tzip.coders.planes import BYTES, PLANES, SPLITS, WORD, Split
 from tzip.coders.predictors import ALONE, Beside, Predicted
 from tzip.coders.rans import RansTable
 from tzip.coders.record_decoder import decode_record
-from tzip.coders.registry import CODECS, CONSTANT, HUFFMAN, RANS, RAW, ZSTD
+from tzip.coders.registry import ADAPTIVE, CODECS, CONSTANT, HUFFMAN, RANS, RAW, ZSTD
 from tzip.coders.scratch import borrow
 from tzip.coders.sums import Sum, sum64
 from tzip.coders.tables import Alphabet, read_escapes, segment_size
@@ -220,7 +220,7 @@ def _rules(
     if (joined and not in_head) or (sign_mode and not (in_head and plane == 1)) or sign_mode == 3:
         raise CorruptError("joined bits or a sign mode where the plane has none")
     entropy = codec in (HUFFMAN, RANS)
-    if split is BYTES and width > 1 and (entropy or codec == CONSTANT):
+    if split is BYTES and width > 1 and (entropy or codec in (CONSTANT, ADAPTIVE)):
         raise CorruptError(f"codec {name} on whole elements of {width} bytes")
     if not entropy and (segments or flags & 1):
         raise CorruptError(f"codec {name} with segments or a table")
@@ -231,8 +231,8 @@ def _rules(
     bits = split.bits(plane, joined, sign_mode != 0)
     if codec == CONSTANT and value >> bits:
         raise CorruptError(f"a constant of {value} in a plane of {bits} bits")
-    if codec == ZSTD and bits > 8:
-        raise CorruptError("zstd: in a plane of symbols wider than 8 bits")
+    if codec in (ZSTD, ADAPTIVE) and bits > 8:
+        raise CorruptError(f"{name}: in a plane of symbols wider than 8 bits")
     if codec == RAW and bits > 8 and split is not BYTES:
         raise CorruptError("raw: in a plane of symbols wider than 8 bits")
     return bits, n * width if split is BYTES else rows.packed_size(n, bits) if bits <= 8 else -1
@@ -442,6 +442,8 @@ class _Decoder:
             out[:] = block.value & 255
         elif block.codec == RAW:
             rows.unpack_into(self.buffer[start:stop], bits, out)
+        elif block.codec == ADAPTIVE:
+            adaptive.decode_into(self.buffer[start:stop], bits, out)
         elif block.codec == ZSTD:
             out[:] = np.frombuffer(zstd.decode(memoryview(self.buffer[start:stop]), out.size), np.uint8)
             if bits < 8 and out.size and int(out.max()) >> bits:

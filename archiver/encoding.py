@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 
 from tzip import structure
-from tzip.coders import delta, huffman, order, planes, predictors, rans, rows, transforms, zstd
+from tzip.coders import adaptive, delta, huffman, order, planes, predictors, rans, rows, transforms, zstd
 from tzip.coders.arrays import I64, U8, U32, Words
 from tzip.coders.counting import byte_counts
 from tzip.coders.errors import UnsupportedError
@@ -15,7 +15,7 @@ from tzip.coders.planes import BYTES, PLANES, WORD, Head, Split
 from tzip.coders.predictors import ALONE, Beside, Predicted, Predictor
 from tzip.coders.rans import RansTable
 from tzip.coders.record_encoder import KeyCoding, encode_record
-from tzip.coders.registry import CONSTANT, HUFFMAN, RANS, RAW, ZSTD
+from tzip.coders.registry import ADAPTIVE, CONSTANT, HUFFMAN, RANS, RAW, ZSTD
 from tzip.coders.sampling import runs
 from tzip.coders.scratch import recycle
 from tzip.coders.sums import same_bytes, sum64
@@ -245,7 +245,7 @@ def _from_base(
     most = [int(words.max()) for words in groups]
     for shift in range(8 * width - 8, -1, -8):
         blocks += [
-            Coded(Block(CONSTANT)) if top >> shift == 0 else _byte_block(words, shift, level)
+            Coded(Block(CONSTANT)) if top >> shift == 0 else _class_block(words, shift, level)
             for words, top in zip(groups, most, strict=True)
         ]
     return (found, [_string_block(found.side_a, level), _string_block(found.side_b, level)]), blocks
@@ -320,6 +320,8 @@ def _string_block(string: U8, level: Level) -> Coded:
         return Coded(Block(0))
     quick = replace(level, zstd=min(level.zstd, 9))
     options = [_raw_block(string), *_bytes_blocks([string], quick), _symbol_block(string, 8, level)]
+    if level.patient:
+        options.append(_adaptive_block(string, 8))
     return min(options, key=lambda c: c.block.stored)
 
 
@@ -410,6 +412,20 @@ def _byte_block(words: Words, shift: int, level: Level) -> Coded:
         payload = planes.byte_plane(words, shift)
         return Coded(Block(RAW, stored=payload.size), (payload,))
     return _symbol_block(planes.byte_plane(words, shift), 8, level)
+
+
+def _class_block(words: Words, shift: int, level: Level) -> Coded:
+    """Code one byte plane of a group of a class: small ones spend a tenth on tables and states, which patience saves."""
+    usual = _byte_block(words, shift, level)
+    if not level.patient or usual.block.codec == CONSTANT or usual.block.stored * 100 > 98 * words.size:
+        return usual
+    learned = _adaptive_block(planes.byte_plane(words, shift), 8)
+    return learned if learned.block.stored < usual.block.stored else usual
+
+
+def _adaptive_block(symbols: U8, bits: int) -> Coded:
+    payload = adaptive.encode(symbols, bits)
+    return Coded(Block(ADAPTIVE, stored=payload.size), (payload,))
 
 
 def _symbol_block(symbols: U8, bits: int, level: Level) -> Coded:

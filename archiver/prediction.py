@@ -80,6 +80,7 @@ class Finder:
         self.read = read
         self.level = level
         self.samples: dict[int, _Sample] = {}
+        self.moments: set[int] = set()
         self.searches = 0
         self.betas: list[tuple[float, float]] = []
         self.steps: list[tuple[float, ...]] = []
@@ -89,11 +90,13 @@ class Finder:
         """Return the predictions of those tensors that gain by one."""
         found: dict[int, Prediction] = {}
         for state in self._states():
+            self.moments |= {state.first, state.second}
             self._moments(state, found)
             if state.weights is not None and state.weights in self.earlier:
                 self._weights(state, found)
         for place in self.bases:
-            self._low_rank(place, found)
+            if place not in self.moments:
+                self._low_rank(place, found)
         return found
 
     # ---- which tensors belong together

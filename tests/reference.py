@@ -26,6 +26,7 @@ FOOTER_LENGTH = 80
 HEADER_MAGIC = bytes.fromhex("89545A49500D0A1A")
 FOOTER_MAGIC = HEADER_MAGIC[::-1]
 RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
+ADAPTIVE = 7
 PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS, UNCHANGED = range(1, 10)
 FILE, FOLDER, LINK, BARE = range(4)
 INLINE, FROM_RUN = range(2)
@@ -487,7 +488,7 @@ def read_blocks(record: bytes, at: int, count: int) -> list[Block]:
     require(at + 16 * count <= len(record), "the block entries exceed the record")
     blocks = [Block(*struct.unpack_from("<BBBBIIHH", record, at + 16 * i)) for i in range(count)]
     for block in blocks:
-        if block.codec > RANS:
+        if block.codec not in (RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS, ADAPTIVE):
             raise Unsupported(f"codec {block.codec}")
     return blocks
 
@@ -514,7 +515,7 @@ def _check_block(block: Block, split: Split, plane: int, width: int, opaque: boo
     require(block.reserved == 0, "reserved field of a block entry")
     if opaque:
         require(block.codec in (RAW, ZSTANDARD), "codec in the split of bytes")
-    if block.codec in (RAW, ZSTANDARD):
+    if block.codec in (RAW, ZSTANDARD, ADAPTIVE):
         require(width <= 8, "codec of a plane of more than 8 bits")
     if block.codec == CONSTANT:
         require(block.value < 2**width, "the constant exceeds the plane's width")
@@ -546,6 +547,31 @@ def _decode_block(block: Block, payload: bytes, n: int, width: int, shared: Tabl
     return symbols, table
 
 
+def adaptive_decode(payload: bytes, n: int, width: int) -> list[int]:
+    """The symbols of a block of codec 7 (section 7.8)."""
+    cursor = _Cursor(payload)
+    r, v = 2**32 - 1, int.from_bytes(cursor.take(4), "big")
+    require(v < r, "the first bytes of an adaptive block")
+    nodes = dict.fromkeys(range(1, 2 ** width), (32768, 0))
+    symbols = []
+    for _ in range(n):
+        k = 1
+        for _ in range(width):
+            p, c = nodes[k]
+            b, s = r * p >> 16, min(c + 2, 7)
+            if v < b:
+                bit, r, p = 1, b, p + (65520 - p >> s)
+            else:
+                bit, r, v, p = 0, r - b, v - b, p - (p - 16 >> s)
+            nodes[k] = p, min(c + 1, 5)
+            k = 2 * k + bit
+            while r < 2**24:
+                r, v = r << 8, v << 8 | cursor.take(1)[0]
+        symbols.append(k - 2**width)
+    require(cursor.position == len(payload), "bytes behind an adaptive block")
+    return symbols
+
+
 def _decode_symbols(
     block: Block, payload: bytes, n: int, width: int, previous: Table | None
 ) -> tuple[list[int], Table | None]:
@@ -558,6 +584,8 @@ def _decode_symbols(
         symbols = list(zstd_frame(payload, n))
         require(max(symbols) < 2**width, "a zstandard symbol exceeds the plane's width")
         return symbols, previous
+    if block.codec == ADAPTIVE:
+        return adaptive_decode(payload, n, width), previous
     shared = None
     if block.shares_table:
         require(previous is not None and previous.codec == block.codec, "no table of this codec to share")

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import tzip
 from tzip import bases, lowrank, prediction
 from tzip.chunks import SLACK, decode_chunk
-from tzip.coders import factors, optimizers, predictors
+from tzip.coders import adaptive, factors, optimizers, predictors
 from tzip.coders.errors import BaseNotFoundError, CorruptError, TzipError, UnsupportedError
 from tzip.coders.predictors import Beside, Predictor, pack_parameters
 from tzip.coders.sums import sum64
@@ -235,8 +235,9 @@ def _decoded(record: bytes, n: int, width: int, chunk: int, roles: dict[int, np.
     buffer = np.zeros(len(record) + SLACK, np.uint8)
     buffer[: len(record)] = np.frombuffer(record, np.uint8)
     out = np.empty(n * width, np.uint8)
-    beside = Beside({role: words.view(np.uint8) for role, words in roles.items()}, first)
-    decode_chunk(buffer, len(record), 3, chunk, n, width, out, beside=beside)
+    others = {role: words.view(np.uint8) for role, words in roles.items()}
+    base = others.pop(0, None)
+    decode_chunk(buffer, len(record), 3, chunk, n, width, out, base=base, beside=Beside(others, first))
     return out.tobytes()
 
 
@@ -594,6 +595,63 @@ def test_no_factors_where_nothing_is_of_low_rank_or_not_finite() -> None:
     assert not lowrank.is_sharp(base.view(np.uint32), base.view(np.uint32))
 
 
+# ---------------------------------------------------------------- the adaptive coder
+
+
+@settings(max_examples=max(80, settings().max_examples))
+@given(st.integers(1, 8), st.integers(1, 400), st.floats(0.02, 0.99), st.integers(0, 1 << 16))
+def test_adaptive_blocks(bits: int, n: int, skew: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    symbols = np.minimum(rng.geometric(skew, n) - 1, (1 << bits) - 1).astype(np.uint8)
+    payload = adaptive.encode(symbols, bits)
+    out = np.empty(n, np.uint8)
+    adaptive.decode_into(payload, bits, out)
+    assert np.array_equal(out, symbols)
+    assert reference.adaptive_decode(payload.tobytes(), n, bits) == symbols.tolist()
+    for size in {0, 3, payload.size - 1, int(rng.integers(0, payload.size))}:
+        for decode in (lambda p: adaptive.decode_into(p, bits, out), lambda p: reference.adaptive_decode(p.tobytes(), n, bits)):
+            with pytest.raises((CorruptError, reference.Corrupt)):
+                decode(payload[:size])
+            with pytest.raises((CorruptError, reference.Corrupt)):
+                decode(np.append(payload, np.uint8(seed & 255)))
+    bad = payload.copy()
+    bad[int(rng.integers(0, bad.size))] ^= 1 << seed % 8
+    try:
+        slow = reference.adaptive_decode(bad.tobytes(), n, bits)
+    except reference.Corrupt:
+        with pytest.raises(CorruptError):
+            adaptive.decode_into(bad, bits, out)
+    else:
+        adaptive.decode_into(bad, bits, out)
+        assert out.tolist() == slow
+
+
+def test_adaptive_blocks_with_long_carries_and_one_value() -> None:
+    for value, n in ((255, 70_000), (0, 70_000), (128, 5)):
+        symbols = np.full(n, value, np.uint8)
+        symbols[-1] ^= 1
+        payload = adaptive.encode(symbols, 8)
+        out = np.empty(n, np.uint8)
+        adaptive.decode_into(payload, 8, out)
+        assert np.array_equal(out, symbols)
+    with pytest.raises(CorruptError):
+        adaptive.decode_into(np.full(8, 255, np.uint8), 8, np.empty(4, np.uint8))
+
+
+def test_patience_codes_small_classes_without_tables() -> None:
+    rng = np.random.default_rng(1)
+    base = (rng.normal(0, 0.04, 70_000).astype(F).view(np.uint32) >> 16).astype(np.uint16)
+    new = base + (rng.random(70_000) < 0.3).astype(np.uint16)
+    usual, patient = (
+        encode_chunk(new.view(np.uint8), 2, "bf16", LEVELS[level], 3, 0, 0, 0, base.view(np.uint8)) for level in ("best", "max")
+    )
+    assert patient.codecs >> 7 & 1
+    assert not usual.codecs >> 7 & 1
+    assert len(patient.record) < len(usual.record)
+    assert _decoded(bytes(patient.record), new.size, 2, 0, {0: base}) == new.tobytes()
+    assert reference.decode_chunk(bytes(patient.record), lambda role: base.tobytes()) == new.tobytes()
+
+
 # ---------------------------------------------------------------- unchanged tensors, places in files
 
 
@@ -679,6 +737,9 @@ def test_lies_about_inner_inputs(step: tuple[bytes, bytes, bytes], lie: str) -> 
     f = Forged(archive)
     LIES[lie](f)
     data = f.build()
+    if lie != "a role too few":
+        with pytest.raises(CorruptError):
+            tzip.open(data)
     with pytest.raises(CorruptError):
         _unpack(data, old)
     with pytest.raises(reference.Corrupt):
@@ -769,10 +830,13 @@ def test_lies_in_parameters(lie: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lying = record(string)
     with pytest.raises(CorruptError) as told:
         _decoded(lying, 2, 4, 0, roles)
+    # Not because something came out that was wrong.
     assert "sum" not in told.value.message
+    assert "base" not in told.value.message
     with pytest.raises(reference.Corrupt) as slowly:
         reference.decode_chunk(lying, lambda role: roles[role].tobytes())
     assert "sum of the decoded" not in str(slowly.value)
+    assert "class sizes" not in str(slowly.value)
 
 
 def test_unknown_predictors_and_widths_that_have_none() -> None:
