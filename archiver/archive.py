@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tzip.bases import Base, Bases, Origin, base_bytes, paths_of
+from tzip.bases import Base, Bases, Input, Origin, OwnFile, paths_of, role_bytes
 from tzip.coders.errors import CorruptError, TensorNotFoundError, TzipError, UnsupportedError
 from tzip.coders.registry import names_of
-from tzip.formats.catalogue import AT_SAME_PLACE, IN_RUN, LINK, SHA_KNOWN, STRIDED
+from tzip.formats.catalogue import IN_RUN, LINK, ROLES, SHA_KNOWN, STRIDED
 from tzip.formats.containers import gather, span_bytes
 from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.names import check_links
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # The coders (and numba with them, 0.2 s) are imported where a chunk is decoded, so that listing stays quick.
 
 _CACHED_CHUNKS = 4  # decoded bundles kept for the next small tensor
+_CACHED_INPUTS = 6  # decoded chunks that others are predicted from: moments are asked for by each other and by weights
+_CACHED_STRINGS = 4  # parameters of first chunks
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,10 @@ class Archive(Mapping[str, NDArray[Any]]):
         self._folder = Path(os.path.abspath(self._source.name)).parent if os.path.isfile(self._source.name) else None
         self._chain = chain
         self._bases: Bases | None = None
-        self._inputs: dict[int, list[tuple[int, int, Base]]] = {}
+        self._inputs: dict[int, list[Input]] = {}
+        self._strings: OrderedDict[int, tuple[int, U8]] = OrderedDict()
+        self._own = OwnFile(self._read_own, self._prepare_own)
+        self._own_rows: dict[Base, int] = {}
         self._first_input = np.cumsum(index["r_inputs"], dtype=np.int64) - index["r_inputs"]
         self._first_extent = np.cumsum(index["m_extents"], dtype=np.int64) - index["m_extents"]
         self._first_tensor = np.cumsum(index["m_tensors"], dtype=np.int64) - index["m_tensors"]
@@ -275,28 +280,65 @@ class Archive(Mapping[str, NDArray[Any]]):
 
     def decode_chunk(self, run: int, chunk: int, out: "U8 | None" = None) -> "U8":
         """Return the decoded bytes of a chunk, proven by both its sums."""
-        from tzip.chunks import SLACK, decode_chunk
+        from tzip.chunks import HEAD_BYTES, SLACK, decode_chunk, needs
+        from tzip.coders.predictors import ALONE, Beside
         from tzip.coders.scratch import recycle
 
         index = self.reader.index
         elements, width = self.reader.chunk_elements(run, chunk), int(index["r_width"][run])
-        base = None
-        if int(index["r_inputs"][run]):  # first of all: the base may be decoded in the scratch memory that is used below
-            base = self.base_bytes(run, chunk)
+        self._check_roles(run)
         buffer, length, check = self.reader.read_chunk(run, chunk, SLACK)
-        if out is None:
-            out = recycle(elements * width)
+        base, beside = None, ALONE
         try:
-            decode_chunk(buffer, length, self.reader.run_ordinal(run), chunk, elements, width, out, check, base)
+            roles, spread = needs(memoryview(buffer)[: min(HEAD_BYTES, length)])
+            if roles or spread:
+                buffer = buffer.copy()  # the inputs may be decoded in the scratch memory that it is in
+                here, begin, size = self.inputs(run) if roles else [], chunk * CHUNK_ELEMENTS * width, elements * width
+                found = {role: role_bytes(here, role, begin, size) for role in roles}
+                base = found.pop(0, None)
+                kind = int.from_bytes(buffer[HEAD_BYTES - 8 : HEAD_BYTES].tobytes(), "little")
+                string = self._first_string(run, kind) if spread else None
+                beside = Beside({role: raw for role, raw in found.items() if raw is not None}, string)
+            if out is None:
+                out = recycle(elements * width)
+            decode_chunk(buffer, length, self.reader.run_ordinal(run), chunk, elements, width, out, check, base, beside)
         except TzipError as e:
             raise e.at(path=self._source.name, offset=self.reader.chunk_at(run, chunk)[0]) from None
         return out
 
-    def inputs(self, run: int) -> "list[tuple[int, int, Base]]":
-        """Return what a run is a difference from, as in `bases.base_bytes`.
+    def _check_roles(self, run: int) -> None:
+        first, inputs = int(self._first_input[run]), int(self.reader.index["r_inputs"][run])
+        if inputs and (highest := int(self.reader.index["i_kind"][first : first + inputs].max())) >= ROLES:
+            raise UnsupportedError(f"input {highest} is not known to this tzip; upgrade it")
+
+    def _first_string(self, run: int, kind: int) -> "U8 | None":
+        """Return the parameters in the first chunk of a run, None when they are of another predictor."""
+        from tzip.chunks import SLACK, read_parameters
+
+        with self._lock:
+            told = self._strings.get(run)
+        if told is None:
+            buffer, length, check = self.reader.read_chunk(run, 0, SLACK)
+            elements, width = self.reader.chunk_elements(run, 0), int(self.reader.index["r_width"][run])
+            told = read_parameters(buffer, length, self.reader.run_ordinal(run), elements, width, check)
+            with self._lock:
+                self._strings[run] = told
+                while len(self._strings) > _CACHED_STRINGS:
+                    self._strings.popitem(last=False)
+        return told[1] if told[0] == kind else None
+
+    def _read_own(self, base: Base, begin: int, out: "U8") -> None:
+        self.read_into([(self._own_rows[base], begin, out)], 1, keep=True)
+
+    def _prepare_own(self, base: Base) -> None:
+        self.find_bases(self.tensor_runs(self._own_rows[base]))
+
+    def inputs(self, run: int) -> list[Input]:
+        """Return what a run is made from, as in `bases.role_bytes`.
 
         Raises BaseNotFoundError, or UnsupportedError for a kind of input that this tzip does not know.
         """
+        self._check_roles(run)
         with self._lock:
             if run in self._inputs:
                 return self._inputs[run]
@@ -308,27 +350,34 @@ class Archive(Mapping[str, NDArray[Any]]):
         first = int(self._first_input[run])
         found = []
         for i in range(first, first + int(index["r_inputs"][run])):
-            if int(index["i_kind"][i]) != AT_SAME_PLACE:
-                raise UnsupportedError(f"input {int(index['i_kind'][i])} is not known to this tzip; upgrade it")
-            file, tensor = index.input_names[i]
-            origin = Origin(file, index["i_file"][i].tobytes(), index["i_archive"][i].tobytes())
-            base, length = bases.find(origin, tensor), int(index["i_length"][i])
+            role, length, (file, tensor) = int(index["i_kind"][i]), int(index["i_length"][i]), index.input_names[i]
+            if i in index.inner_tensors:
+                base = self._own_tensor(index.inner_tensors[i])
+            else:
+                origin = Origin(file, index["i_file"][i].tobytes(), index["i_archive"][i].tobytes())
+                base = bases.find(origin, tensor, int(index["i_begin"][i]), length)
             if length > base.nbytes:
                 raise CorruptError(f"an input of {length} bytes from tensor {tensor!r}, which has {base.nbytes}")
-            found.append((int(index["i_offset"][i]), length, base))
+            found.append(Input(role, int(index["i_offset"][i]), length, base))
         with self._lock:
             return self._inputs.setdefault(run, found)
 
+    def _own_tensor(self, row: int) -> Base:
+        index = self.reader.index
+        dtype = index.dtype_of(row)
+        assert dtype is not None  # the catalogue has proven it
+        base = Base(self._own, index.tensor_names[row], dtype, self.shapes[row], int(index.tensor_nbytes[row]))
+        self._own_rows[base] = row
+        return base
     def input_spans(self, run: int) -> list[tuple[int, int, str]]:
-        """Return what the inputs of a run are for: (first byte of the run, bytes, name of the tensor in the base's file).
+        """Return what the bases of a run are for: (first byte of the run, bytes, name of the tensor in the base's file).
 
         Raises UnsupportedError for a kind of input that this tzip does not know.
         """
         index = self.reader.index
         first = int(self._first_input[run])
-        rows = range(first, first + int(index["r_inputs"][run]))
-        if any(int(index["i_kind"][i]) != AT_SAME_PLACE for i in rows):
-            raise UnsupportedError("an input of the run is not known to this tzip; upgrade it")
+        self._check_roles(run)
+        rows = [i for i in range(first, first + int(index["r_inputs"][run])) if int(index["i_kind"][i]) == 0]
         return [(int(index["i_offset"][i]), int(index["i_length"][i]), index.input_names[i][1]) for i in rows]
 
     def find_bases(self, runs: "Iterable[int] | None" = None) -> list[str]:
@@ -338,10 +387,10 @@ class Archive(Mapping[str, NDArray[Any]]):
         """
         counts = self.reader.index["r_inputs"]
         wanted = np.flatnonzero(counts).tolist() if runs is None else [run for run in runs if int(counts[run])]
-        bases = [base for run in wanted for _, _, base in self.inputs(run)]
+        bases = [one.base for run in wanted for one in self.inputs(run)]
         for base in bases:
             base.file.prepare(base)
-        return sorted({base.file.path for base in bases})
+        return sorted({base.file.path for base in bases if not base.file.inner})
 
     def tensor_runs(self, row: int) -> list[int]:
         """Return the runs that the tensor in that row of the index is in."""
@@ -357,16 +406,16 @@ class Archive(Mapping[str, NDArray[Any]]):
         rows = range(first, first + int(index["m_extents"][member]))
         return sorted({int(index["x_run"][x]) for x in rows if int(index["x_kind"][x]) == IN_RUN})
 
-    def _cached_chunk(self, run: int) -> "U8":
-        """Return the only chunk of a run that several tensors share, from the cache when it is there."""
+    def _cached_chunk(self, run: int, chunk: int) -> "U8":
+        """Return a chunk that will be asked for again, from the cache when it is there."""
         with self._lock:
-            if (run, 0) in self._cache:
-                self._cache.move_to_end((run, 0))
-                return self._cache[run, 0]
-        decoded = self.decode_chunk(run, 0)
+            if (run, chunk) in self._cache:
+                self._cache.move_to_end((run, chunk))
+                return self._cache[run, chunk]
+        decoded = self.decode_chunk(run, chunk)
         with self._lock:
-            self._cache[run, 0] = decoded
-            while len(self._cache) > _CACHED_CHUNKS:
+            self._cache[run, chunk] = decoded
+            while len(self._cache) > (_CACHED_INPUTS if self._own_rows else _CACHED_CHUNKS):
                 self._cache.popitem(last=False)
         return decoded
 
@@ -391,12 +440,14 @@ class Archive(Mapping[str, NDArray[Any]]):
         """Fill `out`, shape (n,), with the bytes of the tensor in that row of the index, from byte `begin` on."""
         self.read_into([(row, begin, out)], threads)
 
-    def read_into(self, wanted: "Sequence[tuple[int, int, U8]]", threads: int | None, *, gathered: bool = True) -> None:
+    def read_into(
+        self, wanted: "Sequence[tuple[int, int, U8]]", threads: int | None, *, gathered: bool = True, keep: bool = False
+    ) -> None:
         """Fill byte arrays with parts of tensors: (row of the index, first byte, array of shape (n,)) each.
 
         A chunk that several of them need is decoded once. Bytes are those of the elements in row-major order; without
-        `gathered` those of strided tensors are as they lie, from the first element on. Raises CorruptError or
-        UnsupportedError; the arrays are then unspecified and must not be used.
+        `gathered` those of strided tensors are as they lie, from the first element on. `keep`: the chunks will be
+        asked for again. Raises CorruptError or UnsupportedError; the arrays are then unspecified and must not be used.
         """
         if gathered:
             layouts = self.reader.index["t_layout"]
@@ -420,12 +471,12 @@ class Archive(Mapping[str, NDArray[Any]]):
             size = self.reader.chunk_elements(run, chunk) * int(index["r_width"][run])
             row, low, high, out = uses[0]
             try:
-                if len(uses) == 1 and high - low == size:
+                if len(uses) == 1 and high - low == size and not keep:
                     self.decode_chunk(run, chunk, out)
                     return
                 # The only chunk of a run is often a bundle of small tensors, and the next one will be asked for.
                 alone = int(index.run_chunks[run]) == 1
-                decoded = self._cached_chunk(run) if alone else self.decode_chunk(run, chunk)
+                decoded = self._cached_chunk(run, chunk) if alone or keep else self.decode_chunk(run, chunk)
             except TzipError as e:
                 raise self._placed(e, row, self._member_of(row)) from None
             for _, low, high, out in uses:
@@ -506,7 +557,10 @@ class Archive(Mapping[str, NDArray[Any]]):
         """
         width = int(self.reader.index["r_width"][run])
         size = self.reader.chunk_elements(run, chunk) * width
-        return base_bytes(self.inputs(run), chunk * CHUNK_ELEMENTS * width, size)
+        found = role_bytes(self.inputs(run), 0, chunk * CHUNK_ELEMENTS * width, size)
+        if found is None:
+            raise CorruptError("a chunk is a difference from another tensor, and its run names none")
+        return found
 
     def placed(self, error: TzipError, row: int) -> TzipError:
         """Return the error with what it is about: file, member and tensor."""
@@ -555,6 +609,23 @@ class Archive(Mapping[str, NDArray[Any]]):
             rows.append((at, n, run, int(index["x_offset"][x])))
             at += n
         return rows
+
+    def read_member_into(self, member: int, begin: int, out: "U8") -> None:
+        """Fill `out` with the bytes of a member from `begin` on, all of which it has."""
+        end = begin + out.size
+        for at, n, run, offset in self.member_extents(member):
+            low, high = max(begin, at), min(end, at + n)
+            if low >= high:
+                continue
+            part, where = out[low - begin : high - begin], offset + low - at
+            if run < 0:
+                part[:] = np.frombuffer(self.reader.inline_bytes(member), np.uint8)[where : where + part.size]
+                continue
+            step = CHUNK_ELEMENTS * int(self.reader.index["r_width"][run])
+            for chunk in range(where // step, -(-(where + part.size) // step)):
+                first, last = max(where, chunk * step), min(where + part.size, (chunk + 1) * step)
+                decoded = self._cached_chunk(run, chunk)
+                part[first - where : last - where] = decoded[first - chunk * step : last - chunk * step]
 
     def member_bytes(self, member: str, threads: int | None = 1) -> bytes:
         """Return all bytes of a member, its SHA-256 checked; for small members."""

@@ -19,11 +19,12 @@ import numpy as np
 from tzip.coders.arrays import U8
 from tzip.coders.errors import BaseNotFoundError, ChangedError, CorruptError, TzipError, UsageError
 from tzip.coders.scratch import recycle
-from tzip.formats.catalogue import FILE, SHA_KNOWN
+from tzip.formats.catalogue import FILE, FLAT, NOT_KNOWN, SHA_KNOWN
 from tzip.formats.containers import ContainerError, View, gather, span_bytes
 from tzip.formats.dtypes import OPAQUE, Dtype
 from tzip.formats.envelope import is_packed
 from tzip.formats.neighbours import Neighbours
+from tzip.formats.recognising import Found
 from tzip.formats.source import Source, open_source
 
 MAX_DEPTH = 64  # archives that lean on each other in a row
@@ -53,14 +54,17 @@ class Origin:
 
 
 class Base:
-    """A tensor of an earlier file."""
+    """A tensor of an earlier file, or a byte range of one. `begin`: where it begins there, NOT_KNOWN when it is strided."""
 
-    def __init__(self, file: "BaseFile", name: str, dtype: Dtype, shape: tuple[int, ...], nbytes: int) -> None:
+    def __init__(
+        self, file: "BaseFile", name: str, dtype: Dtype, shape: tuple[int, ...], nbytes: int, begin: int = NOT_KNOWN
+    ) -> None:
         self.file = file
         self.name = name
         self.dtype = dtype
         self.shape = shape
         self.nbytes = nbytes
+        self.begin = begin
 
     def read_into(self, begin: int, out: U8) -> None:
         """Fill `out` with the tensor's bytes from `begin` on; what lies behind its end is zero."""
@@ -73,15 +77,23 @@ class Base:
 class BaseFile:
     """A file of tensors that bases are read from; `path` is that of the file or of the archive which holds it."""
 
-    def __init__(self, name: str, path: str) -> None:
+    inner = False  # whether it is the member itself that leans on its tensors
+
+    def __init__(self, name: str, path: str, size: int = 0) -> None:
         self.name = name
         self.path = path
+        self.size = size
         self.tensors: dict[str, Base] = {}
         self.called: dict[str, str] = {}  # names that files beside it give tensors, by those that it has for them
+        self.fault: ContainerError | None = None  # why no tensors are known
 
     def origin(self) -> Origin:
         """Return where its tensors come from; this may read the whole file."""
         raise AssertionError
+
+    def at(self, name: str, begin: int, length: int) -> Base:
+        """Return the bytes of the file that a tensor of that name had; fewer where the file ends before them."""
+        return Base(self, name, OPAQUE, (length,), max(0, min(length, self.size - begin)), begin)
 
     def prepare(self, base: Base) -> None:
         """Find what the tensor itself leans on; raises BaseNotFoundError."""
@@ -91,17 +103,52 @@ class BaseFile:
         raise AssertionError
 
 
+class OwnFile(BaseFile):
+    """The member that is packed or read itself, which has tensors that others of it are predicted from."""
+
+    inner = True
+
+    def __init__(self, read: Callable[[Base, int, U8], None], prepare: Callable[[Base], None] = lambda base: None) -> None:
+        super().__init__("", "")
+        self._read = read
+        self._prepare = prepare
+
+    def origin(self) -> Origin:
+        return Origin("", _NONE, _NONE)
+
+    def prepare(self, base: Base) -> None:
+        self._prepare(base)
+
+    def read_into(self, base: Base, begin: int, out: U8) -> None:
+        self._read(base, begin, out)
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A tensor that bytes offset … offset + length - 1 of a run are made from, in its role (FORMAT.md, section 2.8)."""
+
+    role: int
+    offset: int
+    length: int
+    base: Base
+
+
 class _PlainFile(BaseFile):
     def __init__(self, source: Source, neighbours: Neighbours) -> None:
-        super().__init__(os.path.basename(source.name), source.name)
+        super().__init__(os.path.basename(source.name), source.name, source.size)
         self.source = source
-        found = neighbours.find(source, source.name)
-        if not found.container:
-            raise ContainerError("it is no file of tensors that tzip knows")
+        try:
+            found = neighbours.find(source, source.name)
+            if not found.container:
+                raise ContainerError("it is no file of tensors that tzip knows")
+        except ContainerError as e:  # byte ranges of it can still be read
+            self.fault = e
+            found = Found()
         self.views = {view.name: view for view in found.tensors}
         for view in found.tensors:
-            elements = math.prod(view.shape)
-            self.tensors[view.name] = Base(self, view.name, view.dtype, view.shape, view.dtype.nbytes(elements))
+            nbytes = view.dtype.nbytes(math.prod(view.shape))
+            begin = view.begin if view.strides is None else NOT_KNOWN
+            self.tensors[view.name] = Base(self, view.name, view.dtype, view.shape, nbytes, begin)
         theirs = zip(found.tensors, neighbours.named(found, source.name), strict=True)
         self.called = {view.name: told.name for view, told in theirs}
         self._gathered: tuple[str, U8] | None = None
@@ -115,22 +162,23 @@ class _PlainFile(BaseFile):
             return self._origin
 
     def read_into(self, base: Base, begin: int, out: U8) -> None:
-        view = self.views[base.name]
-        if view.strides is not None:
-            out[:] = self._gather(view, view.strides)[begin : begin + out.size]
+        if base.begin != NOT_KNOWN:
+            self._read(base.name, base.begin + begin, out)
             return
-        self._read(view, view.begin + begin, out)
+        view = self.views[base.name]
+        assert view.strides is not None
+        out[:] = self._gather(view, view.strides)[begin : begin + out.size]
 
-    def _read(self, view: View, at: int, out: U8) -> None:
+    def _read(self, name: str, at: int, out: U8) -> None:
         if self.source.readinto_at(at, memoryview(out)) != out.size:
-            raise BaseNotFoundError("the base became shorter while it was read").at(path=self.source.name, tensor=view.name)
+            raise BaseNotFoundError("the base became shorter while it was read").at(path=self.source.name, tensor=name)
 
     def _gather(self, view: View, strides: tuple[int, ...]) -> U8:
         """Return a strided tensor; the last one is kept, for it is asked for chunk by chunk."""
         with self._lock:
             if self._gathered is None or self._gathered[0] != view.name:
                 span = np.empty(span_bytes(view.dtype, view.shape, strides), np.uint8)
-                self._read(view, view.begin, span)
+                self._read(view.name, view.begin, span)
                 self._gathered = view.name, gather(span, view.dtype, view.shape, strides)
             return self._gathered[1]
 
@@ -156,27 +204,41 @@ def _stamp(status: os.stat_result) -> tuple[int, ...]:
 class _PackedFile(BaseFile):
     def __init__(self, archive: Any, member: int) -> None:
         index = archive.reader.index
-        super().__init__(index.member_names[member], archive.reader.source.name)
+        super().__init__(index.member_names[member], archive.reader.source.name, int(index["m_size"][member]))
         self.archive = archive
+        self.member = member
         known = bool(int(index["m_flags"][member]) & SHA_KNOWN)
         sha = index["m_sha"][member].tobytes() if known else _NONE
         self._origin = Origin(self.name, sha, archive.reader.footer.archive_id)
         first = int(index["m_tensors"][:member].sum())
         self.rows = {}
+        begins = [begin for begin, *_ in archive.member_extents(member)]
         for row in range(first, first + int(index["m_tensors"][member])):
             dtype, name = index.dtype_of(row), index.tensor_names[row]
             if dtype is not None:
+                nbytes, begin = int(index.tensor_nbytes[row]), NOT_KNOWN
+                if nbytes and int(index["t_layout"][row]) == FLAT:
+                    begin = begins[int(index["t_extent"][row])] + int(index["t_offset"][row])
                 self.rows[name] = row
-                self.tensors[name] = Base(self, name, dtype, archive.shapes[row], int(index.tensor_nbytes[row]))
+                self.tensors[name] = Base(self, name, dtype, archive.shapes[row], nbytes, begin)
 
     def origin(self) -> Origin:
         return self._origin
 
+    def at(self, name: str, begin: int, length: int) -> Base:
+        told = self.tensors.get(name)
+        return told if told is not None and told.begin == begin else super().at(name, begin, length)
+
     def prepare(self, base: Base) -> None:
-        self.archive.find_bases(self.archive.tensor_runs(self.rows[base.name]))
+        named = base is self.tensors.get(base.name)
+        runs = self.archive.tensor_runs(self.rows[base.name]) if named else self.archive.member_runs(self.member)
+        self.archive.find_bases(runs)
 
     def read_into(self, base: Base, begin: int, out: U8) -> None:
-        self.archive.read_into([(self.rows[base.name], begin, out)], 1)
+        if base is self.tensors.get(base.name):
+            self.archive.read_into([(self.rows[base.name], begin, out)], 1)
+        else:
+            self.archive.read_member_into(self.member, base.begin + begin, out)
 
 
 OpenArchive = Callable[[Path, tuple[bytes, ...]], Any]  # an Archive, which this module is below of
@@ -218,7 +280,7 @@ class Bases:
         self._chain = chain
         self._opened: dict[str, _Opened] = {}
         self._lock = threading.RLock()
-        self._found: dict[tuple[bytes, bytes, str], Base] = {}
+        self._found: dict[tuple[bytes, bytes, str, int, int], Base] = {}
         self._by_origin: dict[tuple[bytes, bytes], BaseFile] = {}
         self._beside = beside
         self._neighbours = Neighbours()
@@ -268,6 +330,13 @@ class Bases:
                     found[i] = best
         return found
 
+    def named(self, tensors: Tensors, own: str = "") -> dict[int, Base]:
+        """Return, by its place in the list, the earlier tensor of the same name, type and shape, alike or not."""
+        here = os.path.realpath(own) if own else ""
+        by_name = {name: base for f in self.files() if os.path.realpath(f.path) != here for name, base in f.tensors.items()}
+        found = {i: by_name[name] for i, (name, _, _) in enumerate(tensors) if name in by_name}
+        return {i: b for i, b in found.items() if (b.dtype, b.shape) == tensors[i][1:]}
+
     @staticmethod
     def _gain(dtype: Dtype, shape: tuple[int, ...], base: Base, i: int, read: ReadTensor) -> int:
         if base.dtype is not dtype or dtype is OPAQUE or not base.nbytes or not _fits_shape(base.shape, shape):
@@ -282,36 +351,44 @@ class Bases:
 
     # ---- reading
 
-    def find(self, wanted: Origin, tensor: str) -> Base:
-        """Return the tensor of the file that `wanted` says; raises BaseNotFoundError."""
-        key = (wanted.sha256, wanted.archive, tensor)
+    def find(self, wanted: Origin, tensor: str, begin: int = NOT_KNOWN, length: int = 0) -> Base:
+        """Return the tensor of the file that `wanted` says; raises BaseNotFoundError.
+
+        Where `begin` is known it is the `length` bytes from there on, whatever the file's format and the tensor's name are.
+        """
+        key = (wanted.sha256, wanted.archive, tensor, begin, length)
         with self._lock:
             if key not in self._found:
                 file = self._by_origin.get(key[:2])
-                self._found[key] = file.tensors[tensor] if file and tensor in file.tensors else self._search(wanted, tensor)
+                base = None if file is None else _tensor_of(file, tensor, begin, length)
+                self._found[key] = self._search(wanted, tensor, begin, length) if base is None else base
                 self._by_origin[key[:2]] = self._found[key].file
             return self._found[key]
 
-    def _search(self, wanted: Origin, tensor: str) -> Base:
+    def _search(self, wanted: Origin, tensor: str, begin: int, length: int) -> Base:
         looked: list[str] = []
         hole: BaseNotFoundError | None = None
-        for path in self._candidates(wanted):
-            fits = False
-            for file in self._files_of(path, strict=False):
-                if tensor not in file.tensors:
-                    continue
-                if not file.origin().fits(wanted):
-                    looked.append(str(path))
-                    continue
-                fits = True
-                try:
-                    file.prepare(file.tensors[tensor])
-                except BaseNotFoundError as e:  # there may be a copy that stands by itself
-                    hole = hole or e
-                else:
-                    return file.tensors[tensor]
-            if not fits:
-                self._let_go(path)
+        # Those with a tensor of that name first: to know whether a file is the one it may have to be read whole.
+        for named in (True, False) if begin != NOT_KNOWN else (True,):
+            for path in self._candidates(wanted):
+                fits = False
+                for file in self._files_of(path, strict=False):
+                    if (tensor in file.tensors) != named or (not named and file.size < begin + length):
+                        continue
+                    if not file.origin().fits(wanted):
+                        looked.append(str(path))
+                        continue
+                    fits = True
+                    base = _tensor_of(file, tensor, begin, length)
+                    assert base is not None
+                    try:
+                        file.prepare(base)
+                    except BaseNotFoundError as e:  # there may be a copy that stands by itself
+                        hole = hole or e
+                    else:
+                        return base
+                if not fits:
+                    self._let_go(path)
         if hole is not None:
             raise hole
         names = [f"SHA-256 {wanted.sha256.hex()}"] if wanted.sha256 != _NONE else []
@@ -341,14 +418,16 @@ class Bases:
             if key not in self._opened:
                 try:
                     self._opened[key] = self._open(path)
-                except (TzipError, OSError, ContainerError) as e:
-                    if strict and isinstance(e, ContainerError):
-                        raise UsageError(f"the base is no file of tensors, no archive: {e}").at(path=str(path)) from None
+                except (TzipError, OSError) as e:
                     # Too many open files is no reason to say that there is no such file.
                     if strict or (isinstance(e, OSError) and e.errno in (errno.EMFILE, errno.ENFILE)):
                         raise
                     self._opened[key] = _Opened([], lambda: None, path, ())
-            return self._opened[key].files
+            files = self._opened[key].files
+            faults = [file.fault for file in files if file.fault is not None]
+            if strict and faults:
+                raise UsageError(f"the base is no file of tensors, no archive: {faults[0]}").at(path=str(path))
+            return files
 
     def _let_go(self, path: Path) -> None:
         """Close a file that was opened to see whether it is the one."""
@@ -425,18 +504,27 @@ def _gain(dtype: Dtype, base: Base, read: Callable[[int, int], U8]) -> int:
     return int(gain)
 
 
-def base_bytes(bases: Iterable[tuple[int, int, Base]], begin: int, n: int) -> U8:
-    """Return n bytes from `begin` on of what a run is a difference from, zeros where it is from nothing.
+def _tensor_of(file: BaseFile, name: str, begin: int, length: int) -> Base | None:
+    return file.tensors.get(name) if begin == NOT_KNOWN else file.at(name, begin, length)
 
-    `bases`: (first byte in the run, length, base), ascending.
+
+def role_bytes(inputs: Iterable[Input], role: int, begin: int, n: int) -> U8 | None:
+    """Return n bytes from `begin` on of what inputs of a role are for a run, zeros where there is none; None without any.
+
+    The inputs of a role ascend.
     """
-    out = recycle(n)
+    out: U8 | None = None
     at = begin
-    for start, length, base in bases:
-        low, high = max(begin, start), min(begin + n, start + length)
+    for one in inputs:
+        if one.role != role:
+            continue
+        if out is None:
+            out = recycle(n)
+        low, high = max(begin, one.offset), min(begin + n, one.offset + one.length)
         if low < high:
             out[at - begin : low - begin] = 0
-            base.read_into(low - start, out[low - begin : high - begin])
+            one.base.read_into(low - one.offset, out[low - begin : high - begin])
             at = high
-    out[at - begin :] = 0
+    if out is not None:
+        out[at - begin :] = 0
     return out

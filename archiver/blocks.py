@@ -26,8 +26,10 @@ def read_entries(read: Callable[[int, int], bytes], length: int) -> Entries:
     outer: list[Block] = []
     groups = 0
     if head.transform:
-        from tzip.coders.transforms import CLASSED, ROWS, TRANSFORMS
+        from tzip.coders.transforms import CLASSED, ROWS, TRANSFORMS, UNCHANGED
 
+        if head.transform == UNCHANGED:
+            return Entries(head, [], [])
         raw = read(at, TransformHead.SIZE + 2 * Block.SIZE)
         if head.transform not in TRANSFORMS or len(raw) < TransformHead.SIZE + 2 * Block.SIZE:
             return Entries(head, [], [])

@@ -7,15 +7,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from tzip.coders import huffman, planes, rans, records, rows, transforms, zstd
+from tzip.coders import adaptive, huffman, planes, predictors, rans, records, rows, transforms, zstd
 from tzip.coders.arrays import I64, U8, U16, Words
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
 from tzip.coders.huffman import SLACK, HuffmanTable
 from tzip.coders.plane_decoder import decode_planes
 from tzip.coders.planes import BYTES, PLANES, SPLITS, WORD, Split
+from tzip.coders.predictors import ALONE, Beside, Predicted
 from tzip.coders.rans import RansTable
 from tzip.coders.record_decoder import decode_record
-from tzip.coders.registry import CODECS, CONSTANT, HUFFMAN, RANS, RAW, ZSTD
+from tzip.coders.registry import ADAPTIVE, CODECS, CONSTANT, HUFFMAN, RANS, RAW, ZSTD
 from tzip.coders.scratch import borrow
 from tzip.coders.sums import Sum, sum64
 from tzip.coders.tables import Alphabet, read_escapes, segment_size
@@ -33,8 +34,10 @@ from tzip.formats.layout import (
     payload_start,
 )
 
-__all__ = ["SLACK", "Layout", "decode_chunk", "payload_starts", "read_blocks"]
+__all__ = ["SLACK", "Layout", "decode_chunk", "needs", "payload_starts", "read_blocks", "read_parameters"]
 
+HEAD_BYTES = ChunkHead.SIZE + TransformHead.SIZE  # of a record, which say what it is made from
+MAX_ROLES = 4
 _NO_CLASSES: I64 = np.empty(0, np.int64)
 Table = HuffmanTable | RansTable
 T = TypeVar("T", RansTable, HuffmanTable)
@@ -70,19 +73,24 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
     The check over the record is not computed here. Raises CorruptError, TruncatedError or UnsupportedError.
     """
     head = ChunkHead.read(record)
-    if head.length != len(record) or not 64 <= head.length <= MAX_RECORD or head.length % ALIGN:
+    if head.length != len(record) or not ChunkHead.SIZE <= head.length <= MAX_RECORD or head.length % ALIGN:
         raise CorruptError(f"a chunk record of {len(record)} bytes says that it has {head.length}")
     if (head.run, head.chunk, head.elements, head.width) != (run, chunk, elements, width):
         raise CorruptError(
             f"the record holds chunk {head.chunk} of run {head.run} ({head.elements} elements of {head.width} bytes), "
             f"not chunk {chunk} of run {run} ({elements} of {width})"
         )
-    if head.inputs > 1:
+    if head.inputs > MAX_ROLES:
         raise UnsupportedError(f"the chunk is made from {head.inputs} tensors, which this tzip cannot read; upgrade it")
     if head.transform and head.transform not in transforms.TRANSFORMS:
         raise UnsupportedError(f"transform {head.transform} is not known to this tzip; upgrade it")
-    if (head.inputs == 1) != (head.transform == transforms.DELTA):
-        raise CorruptError("a chunk has an input and is no difference, or is one from nothing")
+    leans = head.transform in (transforms.DELTA, transforms.UNCHANGED)
+    if head.inputs and not leans:
+        raise CorruptError("a chunk has inputs and is no difference")
+    if head.transform == transforms.UNCHANGED:
+        if head.inputs != 1 or head.split or head.length != ChunkHead.SIZE:
+            raise CorruptError("an unchanged chunk with more than its head, or without a base")
+        return Layout(head, None, 0, width, [0], [], [], [], head.length, _NO_CLASSES)
     split = SPLITS.get(head.split)
     if split is None:
         raise UnsupportedError(f"split {head.split} is not known to this tzip; upgrade it")
@@ -96,6 +104,8 @@ def read_blocks(record: memoryview, run: int, chunk: int, elements: int, width: 
             raise TruncatedError("a chunk record ends within the header of its transform")
         transform = TransformHead.read(record[ChunkHead.SIZE : first])
         transforms.check(head.transform, elements, width, transform)
+        if leans and head.inputs != len(predictors.ROLES[transform.v]):
+            raise CorruptError(f"a chunk with {head.inputs} inputs, which its predictor does not have")
         strings = [Block.read(record[i : i + Block.SIZE]) for i in range(first, at, Block.SIZE)]
         for block, size in zip(strings, (transform.size_a, transform.size_b), strict=True):
             _check_string(block, size)
@@ -150,6 +160,46 @@ def payload_starts(record: U8, layout: Layout) -> list[int]:
     if align(at, ALIGN) != length or record[at:].any():
         raise CorruptError("a chunk record does not end with its last payload")
     return starts
+def needs(record: memoryview) -> tuple[tuple[int, ...], bool]:
+    """Return the roles that a chunk reads and whether it reads the parameters of its run's first chunk.
+
+    `record`: its first HEAD_BYTES bytes, or all there are, of which nothing is proven: what `decode_chunk` then lacks it says.
+    """
+    head = ChunkHead.read(record)
+    if head.transform == transforms.UNCHANGED:
+        return (0,), False
+    if head.transform != transforms.DELTA or len(record) < HEAD_BYTES:
+        return (), False
+    kind = int.from_bytes(record[HEAD_BYTES - 8 : HEAD_BYTES], "little")
+    return predictors.ROLES.get(kind, ()), kind in predictors.SPREAD and head.chunk > 0
+
+
+def read_parameters(buffer: U8, length: int, run: int, elements: int, width: int, check: int | None = None) -> tuple[int, U8]:
+    """Return the predictor of the first chunk of a run and its string B (0 and nothing where there is none).
+
+    The record buffer[:length] is proven by its check; SLACK more bytes follow it. Raises as `decode_chunk` does.
+    """
+    if length < ChunkHead.SIZE:
+        raise CorruptError(f"a chunk of {elements} elements in {length} bytes")
+    buffer = buffer.view()
+    buffer.flags.writeable = False
+    record = buffer[:length]
+    _prove(record, check)
+    layout = read_blocks(memoryview(record), run, 0, elements, width)
+    head = layout.transform
+    if head is None or layout.head.transform != transforms.DELTA:
+        return 0, np.empty(0, np.uint8)
+    a, b = layout.strings
+    start = payload_start(payload_start(layout.end, a.stored) + a.stored, b.stored)
+    if start + b.stored > length:
+        raise TruncatedError("a chunk record ends within a payload")
+    return head.v, _decode_string(buffer, layout, b, head.size_b, start)
+
+
+def _prove(record: U8, check: int | None) -> None:
+    """Compare a record with its check, or with the bare one that is given."""
+    if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):
+        raise CorruptError("a chunk record does not match its check")
 
 
 def _check_string(block: Block, size: int) -> None:
@@ -189,7 +239,7 @@ def _rules(
     if (joined and not in_head) or (sign_mode and not (in_head and plane == 1)) or sign_mode == 3:
         raise CorruptError("joined bits or a sign mode where the plane has none")
     entropy = codec in (HUFFMAN, RANS)
-    if split is BYTES and width > 1 and (entropy or codec == CONSTANT):
+    if split is BYTES and width > 1 and (entropy or codec in (CONSTANT, ADAPTIVE)):
         raise CorruptError(f"codec {name} on whole elements of {width} bytes")
     if not entropy and (segments or flags & 1):
         raise CorruptError(f"codec {name} with segments or a table")
@@ -200,8 +250,8 @@ def _rules(
     bits = split.bits(plane, joined, sign_mode != 0)
     if codec == CONSTANT and value >> bits:
         raise CorruptError(f"a constant of {value} in a plane of {bits} bits")
-    if codec == ZSTD and bits > 8:
-        raise CorruptError("zstd: in a plane of symbols wider than 8 bits")
+    if codec in (ZSTD, ADAPTIVE) and bits > 8:
+        raise CorruptError(f"{name}: in a plane of symbols wider than 8 bits")
     if codec == RAW and bits > 8 and split is not BYTES:
         raise CorruptError("raw: in a plane of symbols wider than 8 bits")
     return bits, n * width if split is BYTES else rows.packed_size(n, bits) if bits <= 8 else -1
@@ -217,11 +267,13 @@ def decode_chunk(
     out: U8,
     check: int | None = None,
     base: U8 | None = None,
+    beside: Beside = ALONE,
 ) -> None:
     """Decode the chunk record buffer[:length] into `out`, shape (elements * width,), and prove both its sums.
 
     `buffer` has SLACK more bytes than the record. `check`: the bare one, when the record does not hold it. `base`: the
-    bytes of the elements that a delta is a difference from, shape of `out`. Raises CorruptError, TruncatedError or
+    bytes of the elements that a delta is a difference from, shape of `out`; `beside`: what a predictor reads besides, see
+    `needs`. Raises CorruptError, TruncatedError or
     UnsupportedError; `out` is then unspecified and must not be used.
     """
     if not 1 <= elements <= CHUNK_ELEMENTS or length < ChunkHead.SIZE:
@@ -231,17 +283,19 @@ def decode_chunk(
     buffer = buffer.view()
     buffer.flags.writeable = False  # kernels are compiled for the one or the other
     record = buffer[:length]
-    if base is None and _at_once(buffer, length, run, chunk, elements, width, out, check):
+    if base is None and beside is ALONE and _at_once(buffer, length, run, chunk, elements, width, out, check):
         return
-    if sum64(record[16:]) != (int.from_bytes(record[8:16].tobytes(), "little") if check is None else check):
-        raise CorruptError("a chunk record does not match its check")
+    _prove(record, check)
     layout = read_blocks(memoryview(record), run, chunk, elements, width)
     starts = payload_starts(record, layout)
     total = Sum()
-    if layout.transform is None:
+    if layout.head.transform == transforms.UNCHANGED:
+        out[:] = _base(base, out)
+        total.add(out)
+    elif layout.transform is None:
         _Decoder(buffer, layout, starts).decode_into(out, total)
     else:
-        _decode_transformed(buffer, layout, layout.transform, starts, out, base)
+        _decode_transformed(buffer, layout, layout.transform, starts, out, base, beside)
         total.add(out)
     if total.value() != layout.head.decoded_sum:
         raise CorruptError("decoded bytes do not match their sum")
@@ -271,7 +325,7 @@ def _at_once(
 
 
 def _decode_transformed(
-    buffer: U8, layout: Layout, head: TransformHead, starts: list[int], out: U8, base: U8 | None
+    buffer: U8, layout: Layout, head: TransformHead, starts: list[int], out: U8, base: U8 | None, beside: Beside
 ) -> None:
     a, b = (
         _decode_string(buffer, layout, block, size, start)
@@ -279,6 +333,12 @@ def _decode_transformed(
     )
     kind, width = layout.head.transform, layout.head.width
     transforms.check_strings(kind, layout.head.elements, width, head, a, b)
+    predicted: Predicted | None = None
+    if kind == transforms.DELTA and head.v:
+        roles = dict(beside.roles) if base is None else {0: base, **beside.roles}
+        first = layout.head.chunk * CHUNK_ELEMENTS
+        predicted = predictors.predict(head.v, b, width, first, layout.head.elements, Beside(roles, beside.first))
+        base = predicted.words.view(np.uint8)
     room = borrow("inner", head.inner * head.inner_width + 64)
     inner = room[: head.inner * head.inner_width]
     if inner.size:
@@ -288,11 +348,15 @@ def _decode_transformed(
     if kind != transforms.DELTA:
         transforms.invert(kind, inner, a, b, head, width, out)
         return
+    transforms.to_base(room, a, head, layout.classes, width, _base(base, out), out, predicted and predicted.context)
+
+
+def _base(base: U8 | None, out: U8) -> U8:
     if base is None:
         raise CorruptError("a chunk is a difference from another tensor, and its run names none")
     if base.size != out.size:
         raise CorruptError(f"a base of {base.size} bytes for a chunk of {out.size}")
-    transforms.to_base(room, a, head, layout.classes, width, base, out)
+    return base
 
 
 def _decode_string(buffer: U8, layout: Layout, block: Block, size: int, start: int) -> U8:
@@ -398,6 +462,8 @@ class _Decoder:
             out[:] = block.value & 255
         elif block.codec == RAW:
             rows.unpack_into(self.buffer[start:stop], bits, out)
+        elif block.codec == ADAPTIVE:
+            adaptive.decode_into(self.buffer[start:stop], bits, out)
         elif block.codec == ZSTD:
             out[:] = np.frombuffer(zstd.decode(memoryview(self.buffer[start:stop]), out.size), np.uint8)
             if bits < 8 and out.size and int(out.max()) >> bits:

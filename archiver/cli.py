@@ -133,10 +133,11 @@ _base = click.option(
 _level = click.option(
     "--level",
     "-l",
-    type=click.Choice(["fast", "default", "best"]),
+    type=click.Choice(["fast", "default", "best", "max"]),
     default="default",
     show_default=True,
-    help="fast: Huffman, no rANS; default: rANS, smaller; best: tries more, smallest, slower to pack.",
+    help="fast: Huffman, no rANS; default: rANS, smaller; best: tries more, slower to pack; max: best, and fits factors of "
+    "low rank to differences, far slower to pack.",
 )
 
 

@@ -23,7 +23,7 @@ def bench_device(path: str, device: str, sample: int, repeat: int, as_json: bool
 
 
 @click.command("warm-up")
-@click.option("--level", "-l", multiple=True, type=click.Choice(["fast", "default", "best"]), help="Only these levels.")
+@click.option("--level", "-l", multiple=True, type=click.Choice(["fast", "default", "best", "max"]), help="Only these levels.")
 @click.option("--dtype", "-d", multiple=True, type=click.Choice(["BF16", "F16", "F32"]), help="Only these types.")
 def warm_up_command(level: tuple[str, ...], dtype: tuple[str, ...]) -> None:
     """Compile what packing and reading need, once for this machine: while an image is built, say."""

@@ -15,9 +15,10 @@ from itertools import accumulate
 
 import numpy as np
 
-from tzip.bases import Base, base_bytes
+from tzip.bases import Base, Input, role_bytes
 from tzip.coders.arrays import U8
 from tzip.coders.planes import WORD
+from tzip.coders.predictors import ROLES, SPREAD, Beside, Predictor
 from tzip.coders.sums import sum64
 from tzip.formats.catalogue import MAX_LIVE
 from tzip.formats.layout import CHUNK_ELEMENTS, GROUP_ELEMENTS, Block, ChunkHead
@@ -32,9 +33,10 @@ SAMPLES = 32
 class Run:
     """A run to be: element width, what coding suits it, and the byte ranges of the member that it consists of.
 
-    `row` is the number of elements in a row of the tensor, 0 where there are no rows; `bases` are the earlier tensors that
-    parts of it are to be differences from, with where these begin and how long they are. `same` is the run of this archive that
-    holds these bytes already. `ordinal` and `sums`, the sum64 of each chunk, are known once the run is written.
+    `row` is the number of elements in a row of the tensor, 0 where there are no rows; `inputs` are the tensors that parts of it
+    are to be differences from, or predicted from by `predictor`. `same` is the run of this archive that holds these bytes
+    already, `depth` how many runs it follows from in a row. `ordinal` and `sums`, the sum64 of each chunk, are known once the
+    run is written.
     """
 
     width: int
@@ -42,21 +44,35 @@ class Run:
     row: int = 0
     pieces: list[tuple[int, int]] = field(default_factory=list)
     size: int = 0
-    bases: list[tuple[int, int, Base]] = field(default_factory=list)
+    inputs: list[Input] = field(default_factory=list)
+    predictor: Predictor | None = None
     same: "Run | None" = None
+    depth: int = 0
     ordinal: int = -1
     sums: "array[int]" = field(default_factory=lambda: array("Q"))
 
     def add(self, begin: int, n: int, base: Base | None = None) -> None:
         """Add the n bytes of the member from `begin` on, a tensor's, with its base."""
         if base is not None:
-            self.bases.append((self.size, min(n, base.nbytes), base))
+            self.inputs.append(Input(0, self.size, min(n, base.nbytes), base))
         self.pieces.append((begin, n))
         self.size += n
 
     def base_bytes(self, begin: int, n: int) -> U8 | None:
         """Return the n bytes from `begin` on of what the run is a difference from, zero where it is from nothing."""
-        return base_bytes(self.bases, begin, n) if self.bases else None
+        return role_bytes(self.inputs, 0, begin, n)
+
+    def beside(self, begin: int, n: int) -> Beside:
+        """Return what predicting the n bytes from `begin` on reads besides the base."""
+        if self.predictor is None:
+            return Beside()
+        kind = self.predictor.kind
+        found = {role: role_bytes(self.inputs, role, begin, n) for role in ROLES[kind] if role}
+        roles = {role: raw for role, raw in found.items() if raw is not None}
+        first = None
+        if kind in SPREAD and begin:
+            first = self.predictor.string(0, min(self.size // self.width, CHUNK_ELEMENTS))
+        return Beside(roles, first)
 
     @property
     def stored(self) -> "Run":
@@ -72,6 +88,8 @@ class Run:
     def least(self) -> int:
         """Bytes that its chunk records have at least, however well it is coded."""
         whole, rest = divmod(self.size // self.width, CHUNK_ELEMENTS)
+        if self.inputs:
+            return (whole + (rest > 0)) * ChunkHead.SIZE
         return whole * _least(CHUNK_ELEMENTS) + (_least(rest) if rest else 0)
 
     def read(self, source: Source, at: int, out: U8) -> bool:

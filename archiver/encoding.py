@@ -7,18 +7,32 @@ from itertools import pairwise
 import numpy as np
 
 from tzip import structure
-from tzip.coders import huffman, order, planes, rans, records, rows, transforms, zstd
+from tzip.coders import adaptive, delta, huffman, order, planes, predictors, rans, records, rows, transforms, zstd
 from tzip.coders.arrays import I64, U8, U32, Words
 from tzip.coders.counting import Survey, byte_counts
+from tzip.coders.errors import UnsupportedError
 from tzip.coders.planes import BYTES, PLANES, WORD, Head, Split
+from tzip.coders.predictors import ALONE, Beside, Predicted, Predictor
 from tzip.coders.rans import RansTable
 from tzip.coders.record_encoder import KeyCoding, encode_planned, encode_record
 from tzip.coders.record_planner import plan_record
-from tzip.coders.registry import CONSTANT, HUFFMAN, RANS, RAW, ZSTD
+from tzip.coders.registry import ADAPTIVE, CONSTANT, HUFFMAN, RANS, RAW, ZSTD
+from tzip.coders.sampling import runs
 from tzip.coders.scratch import recycle
-from tzip.coders.sums import sum64
+from tzip.coders.sums import same_bytes, sum64
 from tzip.coders.transforms import Transformed
-from tzip.formats.layout import ALIGN, CHUNK, Block, ChunkHead, TransformHead, align, group_cuts, group_size, payload_start
+from tzip.formats.layout import (
+    ALIGN,
+    CHUNK,
+    CHUNK_ELEMENTS,
+    Block,
+    ChunkHead,
+    TransformHead,
+    align,
+    group_cuts,
+    group_size,
+    payload_start,
+)
 from tzip.plan import (
     DENSE,
     KeyPlan,
@@ -50,6 +64,10 @@ class Coded:
     payload: Sequence[Buffer] = ()
 
 
+Moved = tuple[tuple[Transformed, list[Coded]], list[Coded]]
+_BETTER = (predictors.ADAM_WEIGHTS, predictors.SECOND_MOMENT, predictors.LOW_RANK)  # or the base itself is
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedChunk:
     """A chunk record, and what the index says of it."""
@@ -73,22 +91,30 @@ def encode_chunk(
     row: int = 0,
     first: int = 0,
     base: U8 | None = None,
+    predictor: Predictor | None = None,
+    beside: Beside = ALONE,
 ) -> EncodedChunk:
     """Encode the elements `raw`, shape (elements * width,), as a chunk record.
 
     `coding` names what suits them: bf16, f16, f32, f64, planes or opaque. `row` is the length of the tensor's last
     dimension, 0 when not known, and `first` the number of its elements before these. With `base`, earlier values of these
-    elements, they are stored as differences from them when that is smaller. The result is never larger than
+    elements, they are stored as differences from them when that is smaller, or from what `predictor` makes of them and of
+    `beside`. The result is never larger than
     the elements stored raw: when the codecs gain nothing, it is them.
     """
-    if base is not None:
-        moved = _from_base(raw, width, coding, level, base)
-        stored = _stored(moved[0][1]) + _stored(moved[1])
-        record = _record(PLANES, moved[1], raw, width, run, chunk, sum64(raw), moved[0])
-        if stored * 10 < _alone(raw, width, coding, level) * 9:
-            return record
+    # Of elements of 8 bytes a record so short would be more than an archive of its size may hold (FORMAT.md, section 2.3).
+    if base is not None and width < 8 and same_bytes(raw, base):
+        return _unchanged(raw, width, run, chunk)
+    if base is not None or predictor is not None:
+        records = [
+            _record(PLANES, blocks, raw, width, run, chunk, sum64(raw), found)
+            for found, blocks in _differences(raw, width, coding, level, chunk, base, predictor, beside)
+        ]
+        best = min(records, key=lambda r: len(r.record), default=None)
+        if best is not None and len(best.record) * 10 < _alone(raw, width, coding, level) * 9:
+            return best
         alone = encode_chunk(raw, width, coding, level, run, chunk, row, first)
-        return record if len(record.record) < len(alone.record) else alone
+        return best if best is not None and len(best.record) < len(alone.record) else alone
     # The sum brings the chunk into the cache; a sample looked at before it waits for memory at every step, with the GIL held.
     total = sum64(raw)
     found = None if coding == "opaque" else structure.find(raw, width, coding, row, first)
@@ -179,21 +205,78 @@ def _alone(raw: U8, width: int, coding: str, level: Level) -> int:
     return (len(encode_chunk(sample, width, coding, level, 0, 0).record) - 112) * raw.size // sample.size
 
 
+def _unchanged(raw: U8, width: int, run: int, chunk: int) -> EncodedChunk:
+    head = ChunkHead(ChunkHead.SIZE, run, chunk, raw.size // width, 0, width, transforms.UNCHANGED, 1, sum64(raw))
+    rest = head.write()
+    check = sum64(np.frombuffer(bytearray(rest), np.uint8))
+    return EncodedChunk(CHUNK + check.to_bytes(8, "little") + rest, 0)
+
+
+def _differences(
+    raw: U8,
+    width: int,
+    coding: str,
+    level: Level,
+    chunk: int,
+    base: U8 | None,
+    predictor: Predictor | None,
+    beside: Beside,
+) -> list[Moved]:
+    """Return the chunk as differences from the base, from what is predicted, or both, as they promise something."""
+    predicted: Predicted | None = None
+    if predictor is not None:
+        at, n = chunk * CHUNK_ELEMENTS, raw.size // width
+        string = predictor.string(at, n)
+        roles = beside.roles if base is None else {0: base, **beside.roles}
+        try:
+            predicted = predictors.predict(predictor.kind, string, width, at, n, Beside(roles, beside.first))
+        except UnsupportedError:  # of this thread's arithmetic
+            predicted = None
+    moved = []
+    if predicted is not None and predictor is not None:
+        words = predicted.words.view(np.uint8)
+        far = _distance(raw, words, width, coding) + 8 * string.size
+        promising = base is None or predictor.kind not in _BETTER or far < _distance(raw, base, width, coding)
+        if promising or level.exhaustive:
+            context = None if predicted.context is predicted.words else predicted.context
+            moved.append(_from_base(raw, width, coding, level, words, predictor.kind, string, context))
+        if promising and not level.exhaustive:
+            return moved
+    if base is not None:
+        moved.append(_from_base(raw, width, coding, level, base))
+    return moved
+
+
+def _distance(raw: U8, base: U8, width: int, coding: str) -> int:
+    """Return about how many bits the differences from a base have together."""
+    n = raw.size // width
+    a, b = (runs(words.view(WORD[width]), 64, 256).reshape(-1).copy() for words in (raw, base))
+    apart = delta.subtract(a, b, transforms.delta_mode(coding)).astype(np.float64)
+    return int(np.log2(apart + 1).sum() * n / a.size)
+
+
 def _from_base(
-    raw: U8, width: int, coding: str, level: Level, base: U8
-) -> tuple[tuple[Transformed, list[Coded]], list[Coded]]:
-    """Return a chunk as differences from a base: what `_record` needs."""
-    found, classes = transforms.from_base(raw, width, coding, base)
+    raw: U8,
+    width: int,
+    coding: str,
+    level: Level,
+    base: U8,
+    predictor: int = 0,
+    string: U8 | None = None,
+    context: Words | None = None,
+) -> Moved:
+    """Return a chunk as differences from a base, or from what a predictor made: what `_record` needs."""
+    found, classes = transforms.from_base(raw, width, coding, base, predictor, string, context)
     level = replace(level, segment=1 << 17)  # what a segment costs is much of what little there is
     groups = [words[a:b] for words in classes for a, b in pairwise(group_cuts([words.size]))]
     blocks: list[Coded] = []
     most = [int(words.max()) for words in groups]
     for shift in range(8 * width - 8, -1, -8):
         blocks += [
-            Coded(Block(CONSTANT)) if top >> shift == 0 else _byte_block(words, shift, level)
+            Coded(Block(CONSTANT)) if top >> shift == 0 else _class_block(words, shift, level)
             for words, top in zip(groups, most, strict=True)
         ]
-    return (found, [_string_block(found.side_a, level), Coded(Block(0))]), blocks
+    return (found, [_string_block(found.side_a, level), _string_block(found.side_b, level)]), blocks
 
 
 def _field_blocks(found: Transformed, level: Level) -> list[Coded]:
@@ -265,6 +348,8 @@ def _string_block(string: U8, level: Level) -> Coded:
         return Coded(Block(0))
     quick = replace(level, zstd=19 if string.size <= _SHORT else min(level.zstd, 9))
     options = [_raw_block(string), *_bytes_blocks([string], quick), _symbol_block(string, 8, level)]
+    if level.patient:
+        options.append(_adaptive_block(string, 8))
     return min(options, key=lambda c: c.block.stored)
 
 
@@ -307,7 +392,7 @@ def _record(
         at = start + c.block.stored
     end = at
     length = align(at, ALIGN)
-    inputs = int(kind == transforms.DELTA)
+    inputs = len(predictors.ROLES[transform[0].v]) if transform is not None and kind == transforms.DELTA else 0
     fixed = ChunkHead(length, run, chunk, raw.size // width, split.wire_id, width, kind, inputs, decoded_sum)
     record = recycle(length)
     at = 0
@@ -371,6 +456,20 @@ def _byte_block(words: Words, shift: int, level: Level) -> Coded:
         payload = planes.byte_plane(words, shift)
         return Coded(Block(RAW, stored=payload.size), (payload,))
     return _symbol_block(planes.byte_plane(words, shift), 8, level)
+
+
+def _class_block(words: Words, shift: int, level: Level) -> Coded:
+    """Code one byte plane of a group of a class: small ones spend a tenth on tables and states, which patience saves."""
+    usual = _byte_block(words, shift, level)
+    if not level.patient or usual.block.codec == CONSTANT or usual.block.stored * 100 > 98 * words.size:
+        return usual
+    learned = _adaptive_block(planes.byte_plane(words, shift), 8)
+    return learned if learned.block.stored < usual.block.stored else usual
+
+
+def _adaptive_block(symbols: U8, bits: int) -> Coded:
+    payload = adaptive.encode(symbols, bits)
+    return Coded(Block(ADAPTIVE, stored=payload.size), (payload,))
 
 
 def _symbol_block(symbols: U8, bits: int, level: Level) -> Coded:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tzip.bases import Base
+from tzip.bases import Base, Input
+from tzip.coders.predictors import Predictor
 from tzip.duplicates import Run
 from tzip.formats.containers import Region, View
 from tzip.formats.layout import CHUNK_ELEMENTS
@@ -12,6 +13,8 @@ INLINE_BYTES = 4096  # a file up to here is stored in its member record: two rec
 OWN_RUN = 65536  # tensors with fewer elements share bundles: a chunk costs 64 bytes and a table
 OPAQUE_WIDTH = 8  # opaque bytes are runs of 8-byte elements, so that a zstandard frame spans 1 MiB
 NO_BASES: Mapping[int, Base] = {}
+Predictions = Mapping[int, tuple[Predictor, Mapping[int, Base]]]  # by places of regions: what it reads, by role
+NO_PREDICTIONS: Predictions = {}
 
 
 @dataclass(slots=True)
@@ -34,12 +37,18 @@ class MemberLayout:
 
 
 def lay_out(
-    size: int, regions: Sequence[Region], tensors: Sequence[View], bases: Mapping[int, Base] = NO_BASES, header: int = 0
+    size: int,
+    regions: Sequence[Region],
+    tensors: Sequence[View],
+    bases: Mapping[int, Base] = NO_BASES,
+    header: int = 0,
+    predictions: Predictions = NO_PREDICTIONS,
 ) -> MemberLayout:
     """Cut a member of `size` bytes into extents: its regions, and what lies between them, the first `header` bytes inline.
 
     Large regions get runs of their own; small ones share bundles of one coding, in file order, those that have a base others
-    than those that have none. `bases`: those of the regions that have one, by their places.
+    than those that have none. `bases`: those of the regions that have one, by their places; `predictions`: those of
+    regions with a run of their own.
     """
     layout = MemberLayout([], [], list(tensors))
     bundles: dict[tuple[int, str, bool], Run] = {}
@@ -66,6 +75,12 @@ def lay_out(
                 bundles[kind] = run
         layout.extents.append(Extent(region.begin, n, run, run.size))
         run.add(region.begin, n, base)
+        if own and i in predictions:
+            run.predictor, roles = predictions[i]
+            run.inputs = sorted(
+                [*run.inputs, *(Input(role, 0, min(n, one.nbytes), one) for role, one in roles.items())],
+                key=lambda one: one.role,
+            )
     if size > at:
         lay_out_opaque(layout, at, size - at)
     return layout

@@ -15,21 +15,21 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tzip.archive import opener
-from tzip.bases import Base, Bases
+from tzip.bases import Base, Bases, OwnFile
 from tzip.blocks import codecs_of
 from tzip.chunks import SLACK, decode_chunk
 from tzip.coders import zstd
 from tzip.coders.arrays import U8, for_kernels
 from tzip.coders.errors import ChangedError, CorruptError, TzipError, UsageError
+from tzip.coders.predictors import Beside
 from tzip.coders.scratch import borrow, recycle
 from tzip.coders.sums import same_bytes, sum64
 from tzip.duplicates import Duplicates, Origin, Run, share
 from tzip.encoding import EncodedChunk, encode_chunk
-from tzip.extents import NO_BASES, Extent, MemberLayout, lay_out
+from tzip.extents import NO_BASES, Extent, MemberLayout, Predictions, lay_out
 from tzip.formats import safetensors_header
 from tzip.formats.atomic import PartialFile
 from tzip.formats.catalogue import (
-    AT_SAME_PLACE,
     CLOSED,
     FILE,
     FLAT,
@@ -37,6 +37,7 @@ from tzip.formats.catalogue import (
     IN_RUN,
     INLINE,
     LINK,
+    MAX_DEPENDENCE,
     NO_MTIME,
     SHA_KNOWN,
     STRIDED,
@@ -52,6 +53,7 @@ from tzip.formats.recognising import Found
 from tzip.formats.source import Source, open_source
 from tzip.formats.writer import ArchiveWriter
 from tzip.plan import level_named
+from tzip.prediction import Finder
 from tzip.tree import Item, collect
 from tzip.verifying import verify
 from tzip.version import __version__
@@ -191,7 +193,8 @@ class Packer:
             found = Found(warnings=[] if silent else [f"{fault}; packed as plain bytes"])
         self.warnings += [f"{where}: {warning}" for warning in found.warnings]
         bases = self._bases_of(item, source, found) if self.bases is not None else NO_BASES
-        return lay_out(source.size, found.regions, found.tensors, bases, found.header)
+        predictions = self._predictions(item, source, found, bases)
+        return lay_out(source.size, found.regions, found.tensors, bases, found.header, predictions)
 
     def _bases_of(self, item: Item, source: Source, found: Found) -> Mapping[int, Base]:
         """Return the bases of those regions that are one tensor each, by their places."""
@@ -206,6 +209,53 @@ class Packer:
         tensors = [(view.name, view.dtype, view.shape) for view in whole.values()]
         return {places[i]: base for i, base in self.bases.match(tensors, read, item.original).items()}
 
+    def _predictions(self, item: Item, source: Source, found: Found, bases: Mapping[int, Base]) -> Predictions:
+        """Return how the elements of regions are predicted from those of others, and from earlier ones."""
+        whole = whole_tensors(found.regions, found.tensors)
+        begins = {view.name: view.begin for view in whole.values()}
+
+        def read_own(base: Base, at: int, out: U8) -> None:
+            if source.readinto_at(begins[base.name] + at, memoryview(out)) != out.size:
+                raise ChangedError("the input became shorter while it was packed").at(path=source.name)
+
+        def read(place: int, at: int, n: int) -> U8:
+            out = np.empty(n, np.uint8)
+            read_own(tensors[place], at, out)
+            return out
+
+        own = OwnFile(read_own)
+        tensors = {
+            place: Base(own, view.name, view.dtype, view.shape, span_bytes(view.dtype, view.shape, None))
+            for place, view in whole.items()
+        }
+        earlier: Mapping[int, Base] = bases
+        if self.bases is not None:
+            named = self.bases.named([(view.name, view.dtype, view.shape) for view in whole.values()], item.original)
+            earlier = {list(whole)[i]: base for i, base in named.items()} | dict(bases)
+        predictions = Finder(whole, earlier, bases, read, self.level).find()
+        return {
+            place: (p.predictor, {role: tensors[one] if isinstance(one, int) else one for role, one in p.roles.items()})
+            for place, p in predictions.items()
+        }
+
+    @staticmethod
+    def _untangle(layout: MemberLayout) -> None:
+        """Drop predictors whose runs would follow from themselves, or from too many others, now that runs are shared."""
+        runs = {extent.begin: extent.run.stored for extent in layout.extents if extent.run is not None}
+        begins = {view.name: view.begin for view in layout.tensors}
+        leans = {
+            run: [runs[begins[one.base.name]] for one in run.inputs if one.base.file.inner]
+            for run in layout.runs
+            if any(one.base.file.inner for one in run.inputs)
+        }
+        for _ in range(MAX_DEPENDENCE + 1):
+            for run, others in leans.items():
+                run.depth = 1 + max(other.depth for other in others)
+        for run in leans:
+            if run.depth > MAX_DEPENDENCE:
+                run.depth, run.predictor = 0, None
+                run.inputs = [one for one in run.inputs if one.role == 0]
+
     def _share(self, layout: MemberLayout, origin: Origin, source: Source) -> None:
         """Leave out the runs whose bytes the archive has, or will have, already."""
         found = self.duplicates.find(layout.runs, origin, source.inner if isinstance(source, _Borrowed) else source)
@@ -213,6 +263,7 @@ class Packer:
             uses = [e.run for e in layout.extents if e.run is not None]
             share(layout.runs, uses, found, self.writer.position, self.total + source.size)
             layout.runs = [run for run in layout.runs if run.same is None]
+        self._untangle(layout)
 
     def _stream(self, item: Item, layout: MemberLayout, source: Source) -> None:
         inline = b"".join(_read(source, e.begin, e.length, item) for e in layout.extents if e.run is None)
@@ -304,9 +355,12 @@ class Packer:
     def _encode_one(self, raw: U8, run: Run, chunk: int) -> EncodedChunk:
         first = chunk * CHUNK_ELEMENTS
         base = run.base_bytes(first * run.width, raw.size)  # before scratch memory is used: an archive may have to be decoded
-        encoded = encode_chunk(raw, run.width, run.coding, self.level, run.ordinal, chunk, run.row, first, base)
+        beside = run.beside(first * run.width, raw.size)
+        encoded = encode_chunk(
+            raw, run.width, run.coding, self.level, run.ordinal, chunk, run.row, first, base, run.predictor, beside
+        )
         if self.prove:
-            prove(encoded, raw, run, chunk, base)
+            prove(encoded, raw, run, chunk, base, beside)
         return encoded
 
     def _earlier(self, raw: U8, run: Run, chunk: int) -> EncodedChunk | None:
@@ -323,10 +377,11 @@ class Packer:
             return None
         if head.decoded_sum != sum64(raw):
             return None
-        base = run.base_bytes(chunk * CHUNK_ELEMENTS * run.width, raw.size)
+        begin = chunk * CHUNK_ELEMENTS * run.width
+        base, beside = run.base_bytes(begin, raw.size), run.beside(begin, raw.size)
         decoded = borrow("proof", raw.size)
         try:
-            decode_chunk(buffer, length, run.ordinal, chunk, elements, run.width, decoded, base=base)
+            decode_chunk(buffer, length, run.ordinal, chunk, elements, run.width, decoded, base=base, beside=beside)
         except TzipError:
             return None
         if not np.array_equal(decoded, raw):
@@ -354,7 +409,7 @@ class Packer:
             "m_tensors": [len(layout.tensors)],
             "m_runs": [len(layout.runs)],
             "r_width": [run.width for run in layout.runs],
-            "r_inputs": [len(run.bases) for run in layout.runs],
+            "r_inputs": [len(run.inputs) for run in layout.runs],
             "r_elements": [run.size // run.width for run in layout.runs],
         }
         self._extent_columns(columns, layout.extents)
@@ -391,16 +446,17 @@ class Packer:
 
     def _input_columns(self, columns: dict[str, list[Any]], runs: Iterable[Run]) -> tuple[list[str], list[str]]:
         """Add the columns of the runs' bases; return the names of their files and tensors."""
-        bases = [base for run in runs for base in run.bases]
-        self.leans_on |= {base.file.path for _, _, base in bases}
-        origins = [base.file.origin() for _, _, base in bases]
+        inputs = [one for run in runs for one in run.inputs]
+        self.leans_on |= {one.base.file.path for one in inputs if not one.base.file.inner}
+        origins = [one.base.file.origin() for one in inputs]
         rows = [
-            (AT_SAME_PLACE, offset, length, o.archive, o.sha256, len(o.file.encode()), len(base.name.encode()))
-            for (offset, length, base), o in zip(bases, origins, strict=True)
+            (i.role, i.offset, i.length, i.base.begin, o.archive, o.sha256, len(o.file.encode()), len(i.base.name.encode()))
+            for i, o in zip(inputs, origins, strict=True)
         ]
-        for i, name in enumerate(("i_kind", "i_offset", "i_length", "i_archive", "i_file", "i_member", "i_name")):
+        names = ("i_kind", "i_offset", "i_length", "i_begin", "i_archive", "i_file", "i_member", "i_name")
+        for i, name in enumerate(names):
             columns[name] = [row[i] for row in rows]
-        return [origin.file for origin in origins], [base.name for _, _, base in bases]
+        return [origin.file for origin in origins], [one.base.name for one in inputs]
 
     @staticmethod
     def _tensor_columns(columns: dict[str, list[Any]], layout: MemberLayout) -> None:
@@ -427,14 +483,14 @@ class Packer:
         self.members[-1] = MemberReport(item.name, size, digest.hex() if digest else None)
 
 
-def prove(encoded: EncodedChunk, raw: U8, run: Run, chunk: int, base: U8 | None) -> None:
+def prove(encoded: EncodedChunk, raw: U8, run: Run, chunk: int, base: U8 | None, beside: Beside) -> None:
     """Decode a chunk again and compare it with its source, byte by byte."""
     length = len(encoded.record)
     buffer = borrow("proof record", length + SLACK)
     buffer[:length] = np.frombuffer(encoded.record, np.uint8)
     buffer[length:] = 0
     decoded = borrow("proof", raw.size)
-    decode_chunk(buffer, length, run.ordinal, chunk, raw.size // run.width, run.width, decoded, base=base)
+    decode_chunk(buffer, length, run.ordinal, chunk, raw.size // run.width, run.width, decoded, base=base, beside=beside)
     if not same_bytes(decoded, raw):
         raise CorruptError("tzip is at fault: a chunk does not decode to its source; nothing was written")
 

@@ -35,6 +35,7 @@ class Level:
     zstd_short: int  # for elements that a transform made shorter: there is less of them
     segment: int
     exhaustive: bool = False  # count everything, sort rows by scale
+    patient: bool = False  # fit factors of low rank to whatever moved
 
 
 # Measured on MiniLM bf16 (docs/BENCHMARKS.md): joining two mantissa bits and rANS give the default its 65.9 %;
@@ -46,6 +47,7 @@ LEVELS = {
         Level("fast", (0,), (HUFFMAN,), 1, 3, 1 << 16),
         Level("default", (2, 0), (RANS,), 3, 9, 1 << 16),
         Level("best", (2, 1, 0), (RANS, HUFFMAN), 19, 19, 1 << 17, exhaustive=True),
+        Level("max", (2, 1, 0), (RANS, HUFFMAN), 19, 19, 1 << 17, exhaustive=True, patient=True),
     )
 }
 SAMPLE = 1 << 16  # keys of a chunk that are counted at least: their tables are 0.007 points from the best

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -22,7 +23,7 @@ _PARTS = 6  # decoded chunks kept: a bundle is read by many small tensors, far a
 
 
 class _MemberSource(ArchivedSource):
-    """A member of an archive, read at any offset by one thread; chunks are decoded where they are asked for."""
+    """A member of an archive, read at any offset; chunks are decoded where they are asked for, by one thread at a time."""
 
     def __init__(self, archive: Archive, member: int) -> None:
         index = archive.reader.index
@@ -33,6 +34,7 @@ class _MemberSource(ArchivedSource):
         inline = any(run < 0 for _, _, run, _ in self.extents)
         self.inline = archive.reader.inline_bytes(member) if inline else b""
         self.cache: OrderedDict[tuple[int, int], U8] = OrderedDict()
+        self.lock = threading.Lock()
 
     def read_at(self, offset: int, n: int) -> bytes:
         buffer = bytearray(max(0, min(n, self.size - offset)))
@@ -81,12 +83,13 @@ class _MemberSource(ArchivedSource):
 
     def _chunk(self, run: int, chunk: int) -> U8:
         key = (run, chunk)
-        if key not in self.cache:
-            self.cache[key] = self.archive.decode_chunk(run, chunk)
-            if len(self.cache) > _PARTS:
-                self.cache.popitem(last=False)
-        self.cache.move_to_end(key)
-        return self.cache[key]
+        with self.lock:
+            if key not in self.cache:
+                self.cache[key] = self.archive.decode_chunk(run, chunk)
+                if len(self.cache) > _PARTS:
+                    self.cache.popitem(last=False)
+            self.cache.move_to_end(key)
+            return self.cache[key]
 
 
 def repack(

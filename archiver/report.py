@@ -179,11 +179,11 @@ def _estimates(runs: Sequence[Run], repeats: Mapping[Run, Run], source: Source, 
     found = dict(zip(picked, workers.map(one, picked), strict=True))
     totals: dict[Hashable, list[float]] = {}
     for run, estimate in found.items():
-        total = totals.setdefault((run.width, run.coding, bool(run.bases)), [0.0, 0.0, 0.0])
+        total = totals.setdefault((run.width, run.coding, bool(run.inputs)), [0.0, 0.0, 0.0])
         total[:] = total[0] + run.size, total[1] + estimate.after, total[2] + estimate.alone
     for run in stored:
         if run not in found:
-            size, after, alone = totals.get((run.width, run.coding, bool(run.bases)), (1.0, 1.0, 1.0))
+            size, after, alone = totals.get((run.width, run.coding, bool(run.inputs)), (1.0, 1.0, 1.0))
             found[run] = _Estimate(run.size * after / size, run.size * alone / size, 0)
     return found | dict.fromkeys(repeats, _Estimate(0.0, 0.0, 0))
 
@@ -283,7 +283,7 @@ def _note(run: Run, estimate: _Estimate) -> str:
         return "not sampled: as others of its type"
     kind = estimate.entries[0].head.transform
     if kind == DELTA:
-        return f"difference from {os.path.basename(run.bases[0][2].file.name)}"
+        return f"difference from {os.path.basename(run.inputs[0].base.file.name)}"
     return TRANSFORMS.get(kind, "")
 
 

@@ -20,7 +20,9 @@ from tzip.coders.jit import AVX512, kernel, tier
 from tzip.coders.scratch import borrow
 
 CLASSES = 8
-ORDERED, PLAIN = 0, 1  # how elements become integers: floats by sign and magnitude, integers as they are
+# How elements become integers: floats by sign and magnitude, integers as they are, floats whose magnitudes are far apart:
+# turned so that the highest byte of a difference counts quarters of an octave, both ways.
+ORDERED, PLAIN, TURNED = range(3)
 
 
 def classes_of(base: Words, lowest: int, shift: int, bits: int) -> U8:
@@ -114,11 +116,18 @@ def _subtract(words: Words, base: Words, mode: int, apart: Words) -> None:
     every = top | (top - np.uint64(1))
     last = bits - np.uint64(1)
     one = np.uint64(1)
+    three = np.uint64(3)
     zero = np.uint64(0)
     plain = mode == 1
+    turned = mode == 2
     for i in range(words.size):
         a = np.uint64(words[i])
         b = np.uint64(base[i])
+        if turned:
+            a = (a << three) | (a >> (bits - three))
+            b = (b << three) | (b >> (bits - three))
+            apart[i] = (a - b + top) & every
+            continue
         if not plain:
             a = a ^ (every if a & top else top)
             b = b ^ (every if b & top else top)
@@ -134,11 +143,17 @@ def _add(apart: Words, base: Words, mode: int, out: Words) -> None:
     top = np.uint64(1) << (bits - np.uint64(1))
     every = top | (top - np.uint64(1))
     one = np.uint64(1)
+    three = np.uint64(3)
     zero = np.uint64(0)
     plain = mode == 1
+    turned = mode == 2
     for i in range(out.size):
         z = np.uint64(apart[i])
         b = np.uint64(base[i])
+        if turned:
+            a = (((b << three) | (b >> (bits - three))) + z + top) & every
+            out[i] = (a >> three) | (a << (bits - three))
+            continue
         if not plain:
             b = b ^ (every if b & top else top)
         a = (b + ((z >> one) ^ (zero - (z & one)))) & every

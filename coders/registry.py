@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 RAW, CONSTANT, ZSTD, HUFFMAN, RANS = range(5)
+ADAPTIVE = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +23,10 @@ CODECS = {
         Codec(ZSTD, "zstd", 0),
         Codec(HUFFMAN, "huffman", 0),
         Codec(RANS, "rans", 0),
+        Codec(ADAPTIVE, "adaptive", 0),
     )
 }
-RESERVED = {5: "pivot", 6: "context mixing", 7: "adaptive range coder"} | dict.fromkeys(range(8, 16), "not named yet")
+RESERVED = {5: "pivot", 6: "context mixing"} | dict.fromkeys(range(8, 16), "not named yet")
 
 
 def names_of(mask: int) -> list[str]:

@@ -4,13 +4,14 @@ Each forward function is exact for every bit pattern, or returns None. `check` p
 `invert` the rest, before a kernel uses a number from the file as an index.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Protocol, no_type_check
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tzip.coders import delta, order, records, vocabulary
+from tzip.coders import delta, order, predictors, records, vocabulary
 from tzip.coders import grid as grids
 from tzip.coders import palette as palettes
 from tzip.coders.arrays import I64, U8, U64, Words
@@ -18,7 +19,7 @@ from tzip.coders.errors import CorruptError, UnsupportedError
 from tzip.coders.jit import kernel
 from tzip.coders.planes import SMALL, WORD
 
-PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS = range(1, 9)
+PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS, UNCHANGED = range(1, 10)
 VOCABULARY = 12
 TRANSFORMS: dict[int, str] = {
     PALETTE: "palette",
@@ -29,6 +30,7 @@ TRANSFORMS: dict[int, str] = {
     ROWS: "rows",
     DELTA: "delta",
     RECORDS: "records",
+    UNCHANGED: "unchanged",
     VOCABULARY: "vocabulary",
 }
 CLASSED = (DELTA, RECORDS)  # inner elements lie class by class, and the sizes of these follow the header
@@ -91,10 +93,12 @@ def check(kind: int, n: int, width: int, head: TransformHeader) -> None:
         raise UnsupportedError(f"transform {kind} is not known to this tzip; upgrade it")
     if not 1 <= n <= MAX_ELEMENTS or width not in WORD or not 0 <= head.inner <= MAX_INNER:
         raise CorruptError(f"{TRANSFORMS[kind]}: {n} elements of {width} bytes, {head.inner} inner ones")
-    if not (0 <= head.size_a <= MAX_STRING and 0 <= head.size_b <= MAX_STRING):
+    if not (0 <= head.size_a <= MAX_STRING and 0 <= head.size_b <= (predictors.MAX_STRING if kind == DELTA else MAX_STRING)):
         raise CorruptError(f"{TRANSFORMS[kind]}: strings of {head.size_a} and {head.size_b} bytes")
     if not _HOLDS[kind](n, width, head):
         raise CorruptError(f"{TRANSFORMS[kind]}: the header contradicts itself for {n} elements of {width} bytes")
+    if kind == DELTA:
+        predictors.check(head.v, width, head.size_b)
 
 
 def _unnamed(head: TransformHeader, *named: str) -> bool:
@@ -149,9 +153,9 @@ def _offset_holds(n: int, width: int, head: TransformHeader) -> bool:
 
 def _delta_holds(n: int, width: int, head: TransformHeader) -> bool:
     shift, bits = head.c & 255, head.c >> 8
-    if head.inner_width != width or head.a > delta.PLAIN or not 1 <= bits <= 11 or shift + bits > 8 * width:
+    if head.inner_width != width or head.a > delta.TURNED or not 1 <= bits <= 11 or shift + bits > 8 * width:
         return False
-    if head.b >> bits or head.size_a not in (0, -(-n // 8)) or not _unnamed(head, "a", "size_a", "b", "c"):
+    if head.b >> bits or head.size_a not in (0, -(-n // 8)) or head.v >> 8 * width:
         return False
     return head.inner in (0, n) if not head.size_a else 1 <= head.inner < n
 
@@ -173,6 +177,10 @@ def _vocabulary_holds(n: int, width: int, head: TransformHeader) -> bool:
     return head.v >> 8 * width == 0 and _unnamed(head, "size_a", "size_b", "b", "v")
 
 
+def _has_no_header(n: int, width: int, head: TransformHeader) -> bool:
+    return False
+
+
 _HOLDS = {
     PALETTE: _palette_holds,
     GRID: _grid_holds,
@@ -183,6 +191,7 @@ _HOLDS = {
     DELTA: _delta_holds,
     RECORDS: _records_hold,
     VOCABULARY: _vocabulary_holds,
+    UNCHANGED: _has_no_header,
 }
 
 
@@ -259,6 +268,22 @@ def check_strings(kind: int, n: int, width: int, head: TransformHeader, side_a: 
 _FEW = 1 << 16  # changed elements
 # Where the exponent of an element is, (shift, bits): how far it moves depends on it. Others have classes by their top bits.
 _FIELDS = {"bf16": (7, 8), "f16": (10, 5), "f32": (23, 8), "f64": (52, 11)}
+_FAR = (predictors.LEVELS, predictors.ROOT)  # what these say is a scale
+_CLASS_BITS = 8 * 2 * 400  # what a class costs: two tables and the states of their streams
+
+
+def _classes_pay(apart: Words, classes: U8) -> bool:
+    """Say whether tables of their own gain classes what they cost, by the highest byte of each element."""
+    counts = np.zeros((delta.CLASSES, 256))
+    top = (apart >> apart.dtype.type(8 * apart.itemsize - 8)).astype(np.int64)
+    counts += np.bincount(classes.astype(np.int64) << 8 | top, minlength=counts.size).reshape(counts.shape)
+    used = int(np.count_nonzero(counts.sum(axis=1)))
+    return _entropy(counts.sum(axis=0)) - sum(map(_entropy, counts)) > used * _CLASS_BITS
+
+
+def _entropy(counts: NDArray[np.float64]) -> float:
+    used = counts[counts > 0]
+    return float((used * np.log2(used.sum() / used)).sum())
 
 
 def delta_mode(coding: str) -> int:
@@ -266,25 +291,33 @@ def delta_mode(coding: str) -> int:
     return delta.ORDERED if coding in _FIELDS else delta.PLAIN
 
 
-def from_base(raw: U8, width: int, coding: str, base: U8) -> tuple[Transformed, list[Words]]:
+def from_base(
+    raw: U8, width: int, coding: str, base: U8, predictor: int = 0, string: U8 | None = None, context: Words | None = None
+) -> tuple[Transformed, list[Words]]:
     """Return elements, shape (n * width,) as bytes, as differences from as many of a base, and these class by class.
 
-    The classes' elements are in scratch memory. Where seven of eight elements or more are those of the base, a mask says which
-    are not.
+    `base` is what `predictor` made, with the parameters `string`; `context` what it says of the classes, where that is not the
+    base. The classes' elements are in scratch memory. Where seven of eight elements or more are those of the base, a mask says
+    which are not.
     """
     words, earlier = _words(raw, width), _words(base, width)
-    shift, bits = _FIELDS.get(coding, (8 * width - 5, 4))
-    mode = delta_mode(coding)
+    scale = earlier if context is None else context
+    shift, bits = _FIELDS.get(coding, (8 * width - 5, 4)) if context is None else (0, 8)
+    mode = delta.TURNED if predictor in _FAR else delta_mode(coding)
     n = words.size
     apart = delta.subtract(words, earlier, mode)
     changed = int(np.count_nonzero(apart))
-    parameters = (mode, 0, shift | bits << 8)
+    side_b = _none() if string is None else string
     if not changed:
-        return Transformed(DELTA, _none(), width, *parameters, sizes=bytes(4 * delta.CLASSES)), []
-    sums = np.concatenate(([0], np.cumsum(delta.field_counts(earlier, shift, bits)), np.zeros(delta.CLASSES)))
+        made = Transformed(DELTA, _none(), width, mode, 0, shift | bits << 8, predictor, side_b=side_b)
+        return replace(made, sizes=bytes(4 * delta.CLASSES)), []
+    sums = np.concatenate(([0], np.cumsum(delta.field_counts(scale, shift, bits)), np.zeros(delta.CLASSES)))
     sums[-delta.CLASSES :] = sums[1 << bits]
     lowest = int((sums[delta.CLASSES :] - sums[: -delta.CLASSES])[: 1 << bits].argmax())
-    classes = delta.classes_of(earlier, lowest, shift, bits)
+    classes = delta.classes_of(scale, lowest, shift, bits)
+    if mode == delta.TURNED and not _classes_pay(apart, classes):
+        lowest = (1 << bits) - 1
+        classes = np.zeros(n, np.uint8)
     mask = _none()
     # A mask and what is changed apart, when that is little, or is changed so much that a table over both holds neither well
     # (20 % of bfloat16 weights at random: 4.7 -> 4.0 bits a weight).
@@ -298,13 +331,17 @@ def from_base(raw: U8, width: int, coding: str, base: U8) -> tuple[Transformed, 
     groups = delta.by_class(apart, classes)
     sizes = np.array([g.size for g in groups], np.uint32).tobytes()
     inner = np.empty(changed if mask.size else n, words.dtype).view(np.uint8)  # its size counts; the groups have the elements
-    return Transformed(DELTA, inner, width, mode, lowest, shift | bits << 8, 0, mask, sizes=sizes), groups
+    made = Transformed(DELTA, inner, width, mode, lowest, shift | bits << 8, predictor, mask, side_b, sizes)
+    return made, groups
 
 
-def to_base(inner: U8, mask: U8, head: TransformHeader, counts: I64, width: int, base: U8, out: U8) -> None:
+def to_base(
+    inner: U8, mask: U8, head: TransformHeader, counts: I64, width: int, base: U8, out: U8, context: Words | None = None
+) -> None:
     """Fill `out`, shape (n * width,), with elements from their differences from `base`, of the same shape.
 
-    `inner` has 64 bytes more than its elements, which lie class by class. Raises CorruptError when the base is not the one
+    `inner` has 64 bytes more than its elements, which lie class by class; `context`, shape (n,): what the classes are of, when
+    it is not the base. Raises CorruptError when the base is not the one
     that they were made from, as far as the classes show it. Needs: header and mask as `check` and `check_strings` prove them.
     """
     earlier = _words(base, width)
@@ -312,7 +349,7 @@ def to_base(inner: U8, mask: U8, head: TransformHeader, counts: I64, width: int,
     if not head.inner:
         out[:] = base
         return
-    classes = delta.classes_of(earlier, head.b, head.c & 255, head.c >> 8)
+    classes = delta.classes_of(earlier if context is None else context, head.b, head.c & 255, head.c >> 8)
     where = np.unpackbits(mask, count=n, bitorder="little").view(bool) if mask.size else None
     if where is not None:
         classes = classes[where]

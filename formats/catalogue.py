@@ -21,6 +21,7 @@ from tzip.formats.layout import (
     CHUNK_ELEMENTS,
     INDEX,
     MAX_BODY,
+    MIN_RECORD,
     RECORD_HEAD,
     align,
     check8,
@@ -32,7 +33,9 @@ SHA_KNOWN, CLOSED = 1, 2
 NO_MTIME = -(1 << 63)
 INLINE, IN_RUN = 0, 1
 FLAT, STRIDED = 0, 1  # layouts of tensors
-AT_SAME_PLACE = 0  # kinds of inputs
+ROLES = 4  # kinds of inputs: 0 at the same place, others as predictors name them
+NOT_KNOWN = (1 << 64) - 1  # where a tensor begins in its file
+MAX_DEPENDENCE = 4  # runs of a member that follow from one in a row
 _TABLES = ("members", "extents", "tensors", "runs", "inputs", "chunks", "dims", "heap", "inline")
 _COUNTS = struct.Struct("<12I")
 _COLUMNS: tuple[tuple[str, str, str], ...] = (
@@ -63,6 +66,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("inputs", "i_kind", "u1"),
     ("inputs", "i_offset", "<u8"),
     ("inputs", "i_length", "<u8"),
+    ("inputs", "i_begin", "<u8"),
     ("inputs", "i_archive", "(32,)u1"),
     ("inputs", "i_file", "(32,)u1"),
     ("inputs", "i_member", "<u4"),
@@ -81,7 +85,7 @@ def check_chunk_table(offsets: NDArray[Any], lengths: NDArray[Any], end: int) ->
     """Raise CorruptError unless the chunk records ascend, do not overlap, are aligned and end by `end`."""
     if not offsets.size:
         return
-    if int(offsets.max()) >= _BIG or int(lengths.min()) < 64 or int(lengths.max()) > 1 << 25:
+    if int(offsets.max()) >= _BIG or int(lengths.min()) < MIN_RECORD or int(lengths.max()) > 1 << 25:
         raise CorruptError("the chunk table has impossible offsets or lengths")
     starts = offsets.astype(np.int64)
     stops = starts + lengths
@@ -225,6 +229,7 @@ class Catalogue:
         self._check_runs()
         self._check_extents()
         self._check_tensors()
+        self._check_dependence()
 
     def _check_runs(self) -> None:
         width, elements = self["r_width"], self["r_elements"]
@@ -237,7 +242,7 @@ class Catalogue:
         self._check_inputs()
 
     def _check_inputs(self) -> None:
-        """The inputs of each run lie within it, in ascending order, apart; each says which file it comes from."""
+        """The inputs of each run lie within it, those of each kind in ascending order and apart."""
         counts, offset, length = self["r_inputs"], self["i_offset"], self["i_length"]
         if int(counts.sum(dtype=np.uint64)) != self["i_kind"].size:
             raise CorruptError(f"r_inputs does not add up to {self['i_kind'].size}")
@@ -249,11 +254,62 @@ class Catalogue:
         start = offset.astype(np.int64)
         end = start + length.astype(np.int64)
         size = self["r_elements"].astype(np.int64) * self["r_width"]
-        follows = run[1:] == run[:-1]
-        if (end > size[run]).any() or (start[1:] < end[:-1])[follows].any():
-            raise CorruptError("inputs overlap or leave their run")
-        if not (self["i_archive"].any(axis=1) | self["i_file"].any(axis=1)).all():
-            raise CorruptError("an input does not say where it comes from")
+        same_run = run[1:] == run[:-1]
+        kind = self["i_kind"]
+        follows = same_run & (kind[1:] == kind[:-1])
+        if (end > size[run]).any() or (start[1:] < end[:-1])[follows].any() or (kind[1:] < kind[:-1])[same_run].any():
+            raise CorruptError("inputs overlap, leave their run or are out of order")
+
+    @cached_property
+    def inner_inputs(self) -> NDArray[np.bool_]:
+        """Which inputs are tensors of the same member."""
+        return np.asarray(~(self["i_archive"].any(axis=1) | self["i_file"].any(axis=1)))
+
+    @cached_property
+    def inner_tensors(self) -> dict[int, int]:
+        """The row of the tensor that each inner input is, by the input's row."""
+        inner = np.flatnonzero(self.inner_inputs)
+        if not inner.size:
+            return {}
+        run = np.repeat(np.arange(self["r_inputs"].size), self["r_inputs"])
+        run_ends = np.cumsum(self["m_runs"], dtype=np.int64)
+        tensor_ends = np.cumsum(self["m_tensors"], dtype=np.int64)
+        names: dict[int, dict[str, int]] = {}
+        found = {}
+        for i in inner.tolist():
+            member = int(np.searchsorted(run_ends, run[i], side="right"))
+            if member not in names:
+                first = int(tensor_ends[member]) - int(self["m_tensors"][member])
+                names[member] = {name: first + k for k, name in enumerate(self.tensor_names[first : int(tensor_ends[member])])}
+            row = names[member].get(self.input_names[i][1], -1)
+            length = int(self["i_length"][i])
+            if row < 0 or int(self["t_layout"][row]) != FLAT or not length <= int(self.tensor_nbytes[row]):
+                raise CorruptError("an inner input is no tensor of its member, or is longer than it")
+            if int(self["i_begin"][i]) != NOT_KNOWN or int(self["i_member"][i]):
+                raise CorruptError("an inner input with a place in another file")
+            found[i] = row
+        return found
+
+    def _check_dependence(self) -> None:
+        """No run follows from itself, and only few follow from one another in a row."""
+        if not self.inner_tensors:
+            return
+        run = np.repeat(np.arange(self["r_inputs"].size), self["r_inputs"])
+        member_of = np.repeat(np.arange(self["m_kind"].size), self["m_tensors"])
+        first = np.cumsum(self["m_extents"], dtype=np.int64) - self["m_extents"]
+        rows = np.array(list(self.inner_tensors.values()))
+        x = first[member_of[rows]] + self["t_extent"][rows]
+        needs = run[list(self.inner_tensors)]
+        needed = self["x_run"][x].astype(np.int64) - self.first_run  # below 0: runs of earlier members, which the index tells
+        here = (self["x_kind"][x] == IN_RUN) & (needed >= 0)
+        needs, needed = needs[here], needed[here]
+        depth = np.zeros(self["r_width"].size, np.int64)
+        for _ in range(MAX_DEPENDENCE + 1):
+            deeper = np.zeros_like(depth)
+            np.maximum.at(deeper, needs, depth[needed] + 1)
+            depth = deeper
+        if int(depth.max(initial=0)) > MAX_DEPENDENCE:
+            raise CorruptError(f"runs follow from one another in a circle, or more than {MAX_DEPENDENCE} in a row")
 
     def _check_extents(self) -> None:
         """Lengths cover the members, inline offsets follow each other, runs are used in order and stay within bounds."""

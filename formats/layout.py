@@ -15,6 +15,7 @@ CHUNK_LOG, GROUP_LOG = 20, 18
 CHUNK_ELEMENTS, GROUP_ELEMENTS = 1 << CHUNK_LOG, 1 << GROUP_LOG
 MAX_RECORD = 1 << 25
 MAX_BODY = 1 << 28
+MAX_STRING = 1 << 22  # of the parameters of a predictor; other strings have GROUP_ELEMENTS at most
 ALIGN, WIDE_ALIGN = 16, 128
 WIDE_RECORD, WIDE_PAYLOAD = 65536, 16384  # from these sizes on: WIDE_ALIGN
 
@@ -260,7 +261,8 @@ class TransformHead:
     def read(cls, data: bytes | memoryview) -> Self:
         """Parse 32 bytes; raises CorruptError for what no transform has."""
         inner, width, a, reserved, size_a, size_b, b, c, v = cls.FORM.unpack(data)
-        if reserved or width not in (1, 2, 4, 8) or inner > 4 * CHUNK_ELEMENTS or max(size_a, size_b) > GROUP_ELEMENTS:
+        too_long = inner > 4 * CHUNK_ELEMENTS or size_a > GROUP_ELEMENTS or size_b > MAX_STRING
+        if reserved or width not in (1, 2, 4, 8) or too_long:
             raise CorruptError("the header of a transform is out of range")
         return cls(inner, width, a, size_a, size_b, b, c, v)
 

@@ -62,7 +62,7 @@ class ArchiveWriter:
             head = self.out.read(ChunkHead.SIZE)
             if len(head) == ChunkHead.SIZE and head[:8] == CHUNK:
                 length = ChunkHead.read(head).length
-                if ChunkHead.SIZE < length <= MAX_RECORD and record_start(self.position, CHUNK, length) == start:
+                if ChunkHead.SIZE <= length <= MAX_RECORD and record_start(self.position, CHUNK, length) == start:
                     rest = self._read(length - len(head))
                     whole = head[:8] + check_at(head, start) + head[16:] + rest
                     return whole if len(whole) == length else None

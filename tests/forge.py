@@ -42,6 +42,7 @@ COLUMNS = (
     ("i", "i_kind", "u1"),
     ("i", "i_offset", "<u8"),
     ("i", "i_length", "<u8"),
+    ("i", "i_begin", "<u8"),
     ("i", "i_archive", "V32"),
     ("i", "i_file", "V32"),
     ("i", "i_member", "<u4"),

@@ -31,7 +31,75 @@ _HDF5 = "test_hdf5_files.py::test_one_change_to_a_plain_file"
 _TREES = "test_hdf5_files.py::test_trees_that_share_their_branches_end"
 _FIELD = "test_transforms.py::test_fields_past_the_last_are_refused"
 _RULE = "test_format.py::test_a_broken_rule_is_refused"
+_PREDICTION = "test_prediction.py"
+_INNER = f"{_PREDICTION}::test_lies_about_inner_inputs"
 _RACE = f"{_FAULTS}::test_output_that_appears_meanwhile_is_not_replaced"
+
+_OF_PARAMETERS = (
+    (
+        "numbers",
+        "coders/predictors.py",
+        "if not all(math.isfinite(x) for x in numbers):",
+        "if False:",
+        "a decay that is no number",
+    ),
+    (
+        "forms",
+        "coders/predictors.py",
+        "numbers[0] >= optimizers.FORMS:",
+        "False:",
+        "form 4",
+    ),
+    (
+        "rows of factors",
+        "coders/predictors.py",
+        "if packed.size != factors.packed_size(count, head.row_bits):",
+        "if False:",
+        "a byte too many",
+    ),
+    (
+        "columns",
+        "coders/factors.py",
+        "    if len(raw) < end:\n",
+        "    if False:\n",
+        "a byte too few",
+    ),
+    (
+        "overflow",
+        "coders/factors.py",
+        "zip(column_bits, row_bits, strict=True)) > MAX_SUM:",
+        "zip(column_bits, row_bits, strict=True)) < 0:",
+        "products that may overflow",
+    ),
+    (
+        "unused bits",
+        "coders/factors.py",
+        "if n * b % 8 and int(part[-1]) >> n * b % 8:",
+        "if False:",
+        "an unused bit",
+    ),
+    (
+        "sizes",
+        "coders/factors.py",
+        "or max(column_bits + row_bits) > MAX_BITS:",
+        "or False:",
+        "rows of 31 bits",
+    ),
+    (
+        "rows of levels",
+        "coders/predictors.py",
+        "if rows.size != 2 * factors.rows_of(q, at, out.size)[1]:",
+        "if False:",
+        "levels of a row too many",
+    ),
+    (
+        "columns of levels",
+        "coders/predictors.py",
+        "if whole.size < end or not 1 <= q <= factors.MAX_COLUMNS:",
+        "if False:",
+        "levels of no column",
+    ),
+)
 
 MUTANTS = [
     Mutant("plain HDF5 files may be cut", "formats/hdf5_plain.py", " or end > self._base + self._end", "", (_HDF5,)),
@@ -202,23 +270,23 @@ MUTANTS = [
     Mutant(
         "any number of inputs",
         "chunks.py",
-        "    if head.inputs > 1:\n",
+        "    if head.inputs > MAX_ROLES:\n",
         "    if False:\n",
         (f"{_CHUNKS}::test_more_inputs_than_there_are_yet_are_unsupported",),
     ),
     Mutant(
         "inputs without a delta",
         "chunks.py",
-        "if (head.inputs == 1) != (head.transform == transforms.DELTA):",
-        "if head.inputs == 0 and head.transform == transforms.DELTA:",
+        "    if head.inputs and not leans:\n",
+        "    if False:\n",
         (f"{_CHUNKS}::test_an_input_and_class_sizes_make_no_delta",),
     ),
     Mutant(
         "a delta without inputs",
         "chunks.py",
-        "if (head.inputs == 1) != (head.transform == transforms.DELTA):",
-        "if head.inputs == 1 and head.transform != transforms.DELTA:",
-        (f"{_CHUNKS}::test_deltas_without_a_change_have_no_blocks",),
+        "if leans and head.inputs != len(predictors.ROLES[transform.v]):",
+        "if False:",
+        (_DELTAS,),
     ),
     Mutant(
         "classes that do not add up",
@@ -248,13 +316,19 @@ MUTANTS = [
         "    if False:\n",
         (f"{_CHUNKS}::test_a_base_of_another_size_is_refused",),
     ),
-    Mutant("deltas: a", "coders/transforms.py", "head.a > delta.PLAIN or ", "", (_DELTAS,)),
+    Mutant("deltas: a", "coders/transforms.py", "head.a > delta.TURNED or ", "", (_DELTAS,)),
     Mutant("deltas: bits", "coders/transforms.py", "not 1 <= bits <= 11 or ", "", (_HEADERS,)),
     Mutant("deltas: no bits", "coders/transforms.py", "not 1 <= bits <= 11 or ", "bits > 11 or ", (_HEADERS,)),
     Mutant("deltas: shift", "coders/transforms.py", " or shift + bits > 8 * width:", ":", (_HEADERS,)),
     Mutant("deltas: b", "coders/transforms.py", "if head.b >> bits or ", "if ", (_HEADERS,)),
     Mutant("deltas: size of the mask", "coders/transforms.py", "head.size_a not in (0, -(-n // 8)) or ", "", (_DELTAS,)),
-    Mutant("deltas: v", "coders/transforms.py", ' or not _unnamed(head, "a", "size_a", "b", "c"):', ":", (_HEADERS,)),
+    Mutant(
+        "deltas: v",
+        "coders/transforms.py",
+        "size_a not in (0, -(-n // 8)) or head.v >> 8 * width:",
+        "size_a not in (0, -(-n // 8)):",
+        (_HEADERS,),
+    ),
     Mutant("deltas: inner width", "coders/transforms.py", "head.inner_width != width or head.a >", "head.a >", (_HEADERS,)),
     Mutant(
         "deltas: m without a mask",
@@ -316,8 +390,8 @@ MUTANTS = [
     Mutant(
         "inputs overlap",
         "formats/catalogue.py",
-        " or (start[1:] < end[:-1])[follows].any():",
-        ":",
+        " or (start[1:] < end[:-1])[follows].any() or",
+        " or",
         (f"{_RULE}[tzip-inputs: overlap by a byte]",),
     ),
     Mutant(
@@ -342,11 +416,64 @@ MUTANTS = [
         (f"{_RULE}[tzip-inputs: without bytes]",),
     ),
     Mutant(
-        "inputs from nowhere",
+        "kinds of inputs in any order",
         "formats/catalogue.py",
-        'if not (self["i_archive"].any(axis=1) | self["i_file"].any(axis=1)).all():',
+        " or (kind[1:] < kind[:-1])[same_run].any():",
+        ":",
+        (f"{_RULE}[tzip-inputs: of kinds that descend]",),
+    ),
+    Mutant(
+        "inner inputs that are not there",
+        "formats/catalogue.py",
+        'if row < 0 or int(self["t_layout"][row]) != FLAT or',
+        "if",
+        (f"{_INNER}[no tensor of the member]",),
+    ),
+    Mutant(
+        "inner inputs that are too long",
+        "formats/catalogue.py",
+        ' or not length <= int(self.tensor_nbytes[row]):',
+        ":",
+        (f"{_INNER}[a shorter tensor]",),
+    ),
+    Mutant(
+        "inner inputs with a place",
+        "formats/catalogue.py",
+        'if int(self["i_begin"][i]) != NOT_KNOWN or int(self["i_member"][i]):',
         "if False:",
-        (f"{_RULE}[tzip-inputs: from nowhere]",),
+        (f"{_INNER}[a place]",),
+    ),
+    Mutant(
+        "runs that follow from each other",
+        "formats/catalogue.py",
+        "if int(depth.max(initial=0)) > MAX_DEPENDENCE:",
+        "if False:",
+        (f"{_PREDICTION}::test_runs_may_follow_from_one_another_four_times_in_a_row",),
+    ),
+    Mutant(
+        "runs that follow five times",
+        "formats/catalogue.py",
+        "if int(depth.max(initial=0)) > MAX_DEPENDENCE:",
+        "if int(depth.max(initial=0)) > MAX_DEPENDENCE + 1:",
+        (f"{_PREDICTION}::test_runs_may_follow_from_one_another_four_times_in_a_row",),
+    ),
+    *(
+        Mutant(f"predictions: {name}", file, old, new, (f"{_PREDICTION}::test_lies_in_parameters[{test}]",))
+        for name, file, old, new, test in _OF_PARAMETERS
+    ),
+    Mutant(
+        "a role that is not there",
+        "coders/predictors.py",
+        "    if raw is None:\n",
+        "    if False:\n",
+        (f"{_PREDICTION}::test_any_chunk_by_any_predictor",),
+    ),
+    Mutant(
+        "parameters of a damaged chunk",
+        "chunks.py",
+        "    _prove(record, check)\n    layout = read_blocks(memoryview(record), run, 0,",
+        "    layout = read_blocks(memoryview(record), run, 0,",
+        (f"{_PREDICTION}::test_factors_of_a_matrix_of_several_chunks_stand_once",),
     ),
     Mutant(
         "inputs need not be those of the index",
@@ -358,8 +485,8 @@ MUTANTS = [
     Mutant(
         "inputs of any kind",
         "archive.py",
-        'if int(index["i_kind"][i]) != AT_SAME_PLACE:',
-        "if False:",
+        " >= ROLES:",
+        " >= 256:",
         (f"{_HOSTILE}::test_lying_inputs[another kind]",),
     ),
     Mutant(

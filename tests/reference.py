@@ -9,8 +9,9 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import copysign, gcd, inf, isfinite, prod
+from math import copysign, gcd, inf, isfinite, isnan, nan, prod, sqrt
 from pathlib import Path
+from typing import Any
 
 import zstandard
 
@@ -25,11 +26,13 @@ FOOTER_LENGTH = 80
 HEADER_MAGIC = bytes.fromhex("89545A49500D0A1A")
 FOOTER_MAGIC = HEADER_MAGIC[::-1]
 RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS = range(5)
-PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS = range(1, 9)
+ADAPTIVE = 7
+PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS, UNCHANGED = range(1, 10)
 VOCABULARY = 12
 FILE, FOLDER, LINK, BARE = range(4)
 INLINE, FROM_RUN = range(2)
-SAME_PLACE = 0
+MAX_ROLE = 3
+NOT_KNOWN = 2**64 - 1
 FLAG_SHA, FLAG_CLOSED = 1, 2
 DTYPE_BITS = {
     **dict.fromkeys((0, 1, 2, 3, 7, 8, 9, 10, 12), 8),
@@ -64,8 +67,9 @@ class NoBase(FormatError):
     """The archive is sound, but a base that it leans on is not at hand (section 2.8)."""
 
 
-# The bases at hand: (SHA-256 of a file or id of an archive, name of a tensor) to the tensor's bytes (section 2.8).
-Bases = Mapping[tuple[bytes, str], bytes]
+# The bases at hand: (SHA-256 of a file or id of an archive, name of a tensor) to the tensor's bytes, or (such a sum, None) to
+# those of the file or member itself (section 2.8).
+Bases = Mapping[tuple[bytes, str | None], bytes]
 
 
 def require(holds: bool, rule: str) -> None:
@@ -460,7 +464,7 @@ class Block:
 
 def read_chunk_head(record: bytes) -> ChunkHead:
     """The head of a chunk record, proven as far as the record alone allows (sections 5 and 8, step 1)."""
-    require(64 <= len(record) <= MAX_CHUNK_RECORD and len(record) % 16 == 0, "length of a chunk record")
+    require(48 <= len(record) <= MAX_CHUNK_RECORD and len(record) % 16 == 0, "length of a chunk record")
     magic, *values = struct.unpack("<8sQQIIIBBBBQ", record[:48])
     require(magic == record_magic(b"chnk"), "magic of a chunk record")
     head = ChunkHead(*values)
@@ -485,7 +489,7 @@ def read_blocks(record: bytes, at: int, count: int) -> list[Block]:
     require(at + 16 * count <= len(record), "the block entries exceed the record")
     blocks = [Block(*struct.unpack_from("<BBBBIIHH", record, at + 16 * i)) for i in range(count)]
     for block in blocks:
-        if block.codec > RANS:
+        if block.codec not in (RAW, CONSTANT, ZSTANDARD, HUFFMAN, RANS, ADAPTIVE):
             raise Unsupported(f"codec {block.codec}")
     return blocks
 
@@ -512,7 +516,7 @@ def _check_block(block: Block, split: Split, plane: int, width: int, opaque: boo
     require(block.reserved == 0, "reserved field of a block entry")
     if opaque:
         require(block.codec in (RAW, ZSTANDARD), "codec in the split of bytes")
-    if block.codec in (RAW, ZSTANDARD):
+    if block.codec in (RAW, ZSTANDARD, ADAPTIVE):
         require(width <= 8, "codec of a plane of more than 8 bits")
     if block.codec == CONSTANT:
         require(block.value < 2**width, "the constant exceeds the plane's width")
@@ -544,6 +548,31 @@ def _decode_block(block: Block, payload: bytes, n: int, width: int, shared: Tabl
     return symbols, table
 
 
+def adaptive_decode(payload: bytes, n: int, width: int) -> list[int]:
+    """The symbols of a block of codec 7 (section 7.8)."""
+    cursor = _Cursor(payload)
+    r, v = 2**32 - 1, int.from_bytes(cursor.take(4), "big")
+    require(v < r, "the first bytes of an adaptive block")
+    nodes = dict.fromkeys(range(1, 2 ** width), (32768, 0))
+    symbols = []
+    for _ in range(n):
+        k = 1
+        for _ in range(width):
+            p, c = nodes[k]
+            b, s = r * p >> 16, min(c + 2, 7)
+            if v < b:
+                bit, r, p = 1, b, p + (65520 - p >> s)
+            else:
+                bit, r, v, p = 0, r - b, v - b, p - (p - 16 >> s)
+            nodes[k] = p, min(c + 1, 5)
+            k = 2 * k + bit
+            while r < 2**24:
+                r, v = r << 8, v << 8 | cursor.take(1)[0]
+        symbols.append(k - 2**width)
+    require(cursor.position == len(payload), "bytes behind an adaptive block")
+    return symbols
+
+
 def _decode_symbols(
     block: Block, payload: bytes, n: int, width: int, previous: Table | None
 ) -> tuple[list[int], Table | None]:
@@ -556,6 +585,8 @@ def _decode_symbols(
         symbols = list(zstd_frame(payload, n))
         require(max(symbols) < 2**width, "a zstandard symbol exceeds the plane's width")
         return symbols, previous
+    if block.codec == ADAPTIVE:
+        return adaptive_decode(payload, n, width), previous
     shared = None
     if block.shares_table:
         require(previous is not None and previous.codec == block.codec, "no table of this codec to share")
@@ -596,7 +627,7 @@ _NAMED = {
     DIFFERENCE: ("b", "c", "v"),
     OFFSET: ("v",),
     ROWS: ("a", "b", "c", "size_a"),
-    DELTA: ("a", "b", "c", "size_a"),
+    DELTA: ("a", "b", "c", "v", "size_a", "size_b"),
     RECORDS: ("b", "c", "size_a", "size_b"),
     VOCABULARY: ("b", "v", "size_a", "size_b"),
 }
@@ -609,7 +640,7 @@ _SCALE_WIDTHS = {0: 4, 1: 2, 2: 2}
 
 def blocks_start(transform: int) -> int:
     """Where the block entries of the planes start (section 5)."""
-    return 48 + (64 if transform else 0) + (4 * CLASSES if transform in (DELTA, RECORDS) else 0)
+    return 48 + (64 if transform not in (0, UNCHANGED) else 0) + (4 * CLASSES if transform in (DELTA, RECORDS) else 0)
 
 
 def read_transform(record: bytes, head: ChunkHead) -> tuple[Transform, list[Block]]:
@@ -633,7 +664,7 @@ def _check_transform(head: ChunkHead, header: Transform) -> None:
     require(header.m <= (4 * CHUNK if kind == VOCABULARY else CHUNK), "number of inner elements")
     require(header.inner_width in (1, 2, 4, 8), "width of an inner element")
     require(header.reserved == 0, "reserved field of a transform header")
-    require(header.size_a <= GROUP and header.size_b <= GROUP, "bytes of a transform's block")
+    require(header.size_a <= GROUP and header.size_b <= (2**22 if kind == DELTA else GROUP), "bytes of a transform's block")
     for name in ("a", "b", "c", "v", "size_a", "size_b"):
         require(name in _NAMED[kind] or getattr(header, name) == 0, f"{name} where the transform has none")
     require(header.v < 2 ** (8 * width), "the transform's value exceeds an element")
@@ -686,7 +717,12 @@ def _check_delta(head: ChunkHead, header: Transform) -> None:
     n = head.elements
     require(header.inner_width == head.width, "inner elements of a delta")
     require(head.split == 1, "split of a delta")
-    require(header.a <= 1, "how the elements of a delta become integers")
+    require(header.a <= 2, "how the elements of a delta become integers")
+    if header.v not in ROLES:
+        raise Unsupported(f"predictor {header.v}")
+    require(head.inputs == len(ROLES[header.v]), "inputs of a chunk that is predicted")
+    require(header.v == 0 or head.width == 4 or (head.width == 2 and header.v in (LOW_RANK, LEVELS)), "width of a prediction")
+    require(header.v in (LOW_RANK, LEVELS) or header.size_b == PARAMETERS[header.v], "bytes of a predictor's parameters")
     shift, bits = header.c % 256, header.c // 256
     require(1 <= bits <= 11 and shift + bits <= 8 * head.width, "bits that the class of an element depends on")
     require(header.b < 2**bits, "the first class of a delta")
@@ -698,6 +734,146 @@ def _check_delta(head: ChunkHead, header: Transform) -> None:
         require(header.m in (0, n), "inner elements of a delta without a mask")
 
 
+# The roles that each predictor reads, and the bytes of its parameters (section 6.6).
+ADAM, SECOND_MOMENT, LOW_RANK, LEVELS, ROOT, FIRST_MOMENT = range(1, 7)
+ROLES = {0: (0,), ADAM: (0, 1, 2), SECOND_MOMENT: (0, 1, 2), LOW_RANK: (0,), LEVELS: (), ROOT: (1,), FIRST_MOMENT: (0, 1)}
+PARAMETERS = {0: 0, ADAM: 20, SECOND_MOMENT: 16, ROOT: 4, FIRST_MOMENT: 4}
+
+
+def _f32(x: float) -> float:
+    """Round to binary32 (section 6.6). What two binary32 numbers give in binary64 rounds to what they give in binary32."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", x))[0])
+    except OverflowError:
+        return copysign(inf, x)
+
+
+def _divide(x: float, y: float) -> float:
+    if y == 0:
+        return nan if x == 0 or isnan(x) else copysign(inf, x) * copysign(1, y)
+    return x / y
+
+
+def _root(x: float) -> float:
+    return nan if x < 0 or isnan(x) else sqrt(x)
+
+
+def _bits_of(x: float) -> int:
+    return int(struct.unpack("<I", struct.pack("<f", x))[0])
+
+
+def _float_of(bits: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<I", bits))[0])
+
+
+class Prediction:
+    """What a chunk's elements are differences from, and the contexts of their classes (sections 6.4 and 6.6)."""
+
+    def __init__(
+        self, kind: int, head: ChunkHead, b: bytes, first: Callable[[], tuple[int, bytes]], roles: list[list[int]]
+    ) -> None:
+        self.at, self.n, self.width = head.chunk * CHUNK, head.elements, head.width
+        self.context: list[int] | None = None
+        if kind in (LOW_RANK, LEVELS):
+            other, whole = (kind, b) if self.at == 0 else first()
+            require(other == kind, "the first chunk has another predictor")
+            self.elements = self._low_rank(whole, b, roles[0]) if kind == LOW_RANK else self._levels(whole, b)
+        elif kind == ADAM:
+            form, c, s, r, e = self._parameters("<Iffff", b)
+            require(form in range(4), "form of the weights' update")
+            self.elements = [self._weights(form, c, s, r, e, *bits) for bits in zip(*roles, strict=True)]
+        elif kind == SECOND_MOMENT:
+            w, decay, c = self._parameters("<dff", b)
+            self.elements = [self._second_moment(w, decay, c, *bits) for bits in zip(*roles, strict=True)]
+        elif kind == ROOT:
+            (k,) = self._parameters("<I", b)
+            require(k < 2**31, "number of the root")
+            self.elements = [((x & 2**31 - 1) // 2 + k) % 2**31 for x in roles[0]]
+        else:
+            (decay,) = self._parameters("<f", b)
+            self.elements = [self._finite(_float_of(w) * decay, w) for w in roles[0]]
+            pairs = zip(*roles, strict=True)
+            self.context = [max(128 + (x >> 24 & 127) - (w >> 23 & 255), 0) for w, x in pairs]
+
+    @staticmethod
+    def _parameters(form: str, b: bytes) -> tuple[Any, ...]:
+        numbers = struct.unpack(form, b)
+        require(all(isfinite(x) for x in numbers), "a predictor's parameter is not finite")
+        return numbers
+
+    @staticmethod
+    def _finite(x: float, otherwise: int) -> int:
+        rounded = _f32(x)
+        return _bits_of(rounded) if isfinite(rounded) else otherwise
+
+    def _weights(self, form: int, c: float, s: float, r: float, e: float, w: int, m: int, v: int) -> int:
+        w0, x1, x2 = _float_of(w), _float_of(m), _float_of(v)
+        root = _f32(_root(x2))
+        d = _f32(_f32(_divide(root, r) if form < 2 else root * r) + e)
+        step = _divide(_f32(s * x1), d) if form % 2 == 0 else s * _f32(_divide(x1, d))
+        return self._finite(_f32(w0 * c) + _f32(step), w)
+
+    def _second_moment(self, w: float, decay: float, c: float, v: int, before: int, after: int) -> int:
+        m0, m1 = _float_of(before), _float_of(after)
+        g = _f32(m0 + _divide(m1 - m0, w))
+        return self._finite(_f32(_f32(c * g) * g) + _f32(_float_of(v) * decay), v)
+
+    def _rows(self, q: int) -> int:
+        return (self.at + self.n - 1) // q - self.at // q + 1
+
+    def _low_rank(self, whole: bytes, b: bytes, old: list[int]) -> list[int]:
+        require(len(whole) >= 16, "head of the factors")
+        q, rank, t, zero = struct.unpack_from("<IIiI", whole)
+        require(1 <= q <= 2**20 and 1 <= rank <= 64 and -1000 <= t <= 100 and zero == 0, "head of the factors")
+        cursor = _Cursor(whole)
+        cursor.take(16)
+        column_bits, row_bits = list(cursor.take(rank)), list(cursor.take(rank))
+        require(all(1 <= bits <= 30 for bits in column_bits + row_bits), "bits of factors")
+        require(sum(2 ** (x + y - 2) for x, y in zip(column_bits, row_bits, strict=True)) <= 2**52, "factors may overflow")
+        columns = self._factors(cursor, q, column_bits)
+        if self.at:
+            cursor = _Cursor(b)
+        rows = self._factors(cursor, self._rows(q), row_bits)
+        require(cursor.position == len(cursor.data), "bytes behind the factors")
+        out = []
+        for i, word in enumerate(old):
+            row, column = (self.at + i) // q - self.at // q, (self.at + i) % q
+            total = sum(x[row] * y[column] for x, y in zip(rows, columns, strict=True))
+            w0 = _float_of(word if self.width == 4 else word << 16)
+            bits = _bits_of(_f32(w0 + total * 2.0**t))
+            if self.width == 2:
+                # To bfloat16, ties to even; NaN and what is infinite already are not finite either way.
+                bits = bits if bits >> 23 & 255 == 255 else bits + 0x7FFF + (bits >> 16 & 1)
+            infinite = bits >> 23 & 255 == 255
+            out.append(word if infinite else bits >> 16 if self.width == 2 else bits)
+        return out
+
+    @staticmethod
+    def _factors(cursor: _Cursor, n: int, sizes: list[int]) -> list[list[int]]:
+        found = []
+        for bits in sizes:
+            packed = int.from_bytes(cursor.take(ceil_div(n * bits, 8)), "little")
+            require(packed >> n * bits == 0, "the unused bits of factors are not zero")
+            raw = [packed >> i * bits & 2**bits - 1 for i in range(n)]
+            found.append([x - 2**bits if x >> bits - 1 else x for x in raw])
+        return found
+
+    def _levels(self, whole: bytes, b: bytes) -> list[int]:
+        require(len(whole) >= 4, "number of columns")
+        q = int.from_bytes(whole[:4], "little")
+        require(1 <= q <= 2**20, "number of columns")
+        cursor = _Cursor(whole)
+        cursor.take(4)
+        columns = cursor.integers(q, 2)
+        if self.at:
+            cursor = _Cursor(b)
+        rows = cursor.integers(self._rows(q), 2)
+        require(cursor.position == len(cursor.data), "bytes behind the levels")
+        shift = 8 * self.width - 16
+        places = (divmod(self.at + i, q) for i in range(self.n))
+        return [min(rows[row - self.at // q] + columns[column], 2**16 - 1) << shift for row, column in places]
+
+
 def class_of(b: int, header: Transform) -> int:
     """The class of an element, given that of the base (section 6.4)."""
     shift, bits = header.c % 256, header.c // 256
@@ -705,7 +881,7 @@ def class_of(b: int, header: Transform) -> int:
 
 
 def _delta_order(header: Transform, a: bytes, base: Sequence[int]) -> list[int]:
-    """The places of the changed elements in the order of the inner ones (section 6.4)."""
+    """The places of the changed elements in the order of the inner ones, given the contexts (section 6.4)."""
     changed = range(len(base)) if header.m else range(0)
     if header.size_a:
         changed = [i for i in changed if a[i // 8] >> i % 8 & 1]
@@ -726,14 +902,22 @@ def _unordered(y: int, word: int) -> int:
     return y ^ (2 ** (word - 1) if y >> word - 1 else 2**word - 1)
 
 
-def _restore_delta(header: Transform, width: int, a: bytes, inner: Sequence[int], base: bytes) -> list[int]:
+def _turned(x: int, word: int) -> int:
+    """`ord` of section 6.4 for a = 2."""
+    return (x << 3 | x >> word - 3) % 2**word
+
+
+def _restore_delta(
+    header: Transform, width: int, a: bytes, inner: Sequence[int], old: Sequence[int], context: Sequence[int]
+) -> list[int]:
     """The elements of a delta (section 6.4)."""
     word = 8 * width
-    old = struct.unpack(f"<{len(base) // width}{_INTEGERS[width]}", base)
     elements = list(old)
-    for i, z in zip(_delta_order(header, a, old), inner, strict=True):
+    for i, z in zip(_delta_order(header, a, context), inner, strict=True):
         d = z // 2 if z % 2 == 0 else -(z + 1) // 2
-        if header.a == 1:
+        if header.a == 2:
+            elements[i] = _turned_back((_turned(old[i], word) + z - 2 ** (word - 1)) % 2**word, word)
+        elif header.a == 1:
             elements[i] = (old[i] + d) % 2**word
         else:
             elements[i] = _unordered((_ordered(old[i], word) + d) % 2**word, word)
@@ -759,7 +943,13 @@ def _check_strings(head: ChunkHead, header: Transform, a: bytes, b: bytes) -> No
         require(tuple(records * a.count(f) for f in range(CLASSES)) == header.classes, "class sizes of records")
 
 
-def _restore(head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: bytes, base: bytes) -> bytes:
+def _turned_back(x: int, word: int) -> int:
+    return (x >> 3 | x << word - 3) % 2**word
+
+
+def _restore(
+    head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: bytes, base: Sequence[int], context: Sequence[int]
+) -> bytes:
     """The chunk's elements from its inner elements and the proven strings A and B (section 6.3)."""
     n, width = head.elements, head.width
     if head.transform == PALETTE:
@@ -785,7 +975,7 @@ def _restore(head: ChunkHead, header: Transform, a: bytes, b: bytes, inner: byte
             before = elements[i - header.b] if i >= header.b else header.v + (i - header.b) * header.c
             elements.append((before + difference) % end)
     elif head.transform == DELTA:
-        elements = _restore_delta(header, width, a, integers, base)
+        elements = _restore_delta(header, width, a, integers, base, context)
     elif head.transform == RECORDS:
         in_order, records = iter(integers), header.m // header.b
         table = [[0] * header.b for _ in range(records)]
@@ -901,17 +1091,43 @@ def _payloads(record: bytes, end: int, blocks: Sequence[Block]) -> list[bytes]:
     return payloads
 
 
-def decode_chunk(record: bytes, base: Callable[[], bytes] = bytes) -> bytes:
+def parameters_of(record: bytes) -> tuple[int, bytes]:
+    """The predictor of a chunk and its string B; 0 and nothing for a chunk that has none (section 6.6)."""
+    head = read_chunk_head(record)
+    if head.transform != DELTA:
+        return 0, b""
+    header, strings = read_transform(record, head)
+    elements, width = header.m, header.inner_width
+    groups = sum(len(group_sizes(n)) for n in header.classes)
+    blocks = read_blocks(record, blocks_start(DELTA), width * groups if elements else 0)
+    payloads = _payloads(record, blocks_start(DELTA) + 16 * len(blocks), [*strings, *blocks])
+    return header.v, _decode_string(strings[1], payloads[1], header.size_b)
+
+
+def _no_first() -> bytes:
+    raise Corrupt("there is no first chunk")
+
+
+def decode_chunk(
+    record: bytes, role: Callable[[int], bytes] = lambda role: b"", first: Callable[[], bytes] = _no_first
+) -> bytes:
     """The decoded element bytes of a chunk record, every rule of sections 5 to 8 enforced.
 
-    `base` is asked for the base bytes of the chunk (section 2.8) when the chunk is a delta, and only then.
+    `role` is asked for the bytes of a role for the chunk (section 2.8) when the chunk reads it, and only then; `first` for the
+    record of the run's first chunk.
     """
     head = read_chunk_head(record)
-    if head.inputs > 1:
+    if head.inputs > 4:
         raise Unsupported(f"inputs {head.inputs}")
-    if head.transform not in (0, *_NAMED):
+    if head.transform not in (0, UNCHANGED, *_NAMED):
         raise Unsupported(f"transform {head.transform}")
-    require(head.inputs == (head.transform == DELTA), "inputs of a chunk")
+    require(head.inputs == 0 or head.transform in (DELTA, UNCHANGED), "inputs of a chunk")
+    if head.transform == UNCHANGED:
+        require(head.inputs == 1 and head.split == 0 and len(record) == 48, "an unchanged chunk")
+        decoded = role(0)
+        require(len(decoded) == head.elements * head.width, "length of the base bytes")
+        require(sum64(decoded) == head.decoded_sum, "sum of the decoded bytes")
+        return decoded
     if head.split not in SPLITS:
         raise Unsupported(f"split {head.split}")
     header: Transform | None = None
@@ -943,17 +1159,26 @@ def decode_chunk(record: bytes, base: Callable[[], bytes] = bytes) -> bytes:
         a = _decode_string(strings[0], payloads[0], header.size_a)
         b = _decode_string(strings[1], payloads[1], header.size_b)
         _check_strings(head, header, a, b)
-    base_bytes = b""
-    if head.transform == DELTA:
-        base_bytes = base()
-        require(len(base_bytes) == head.elements * head.width, "length of the base bytes")
+    base: Sequence[int] = ()
+    context: Sequence[int] = ()
+    if header and head.transform == DELTA:
+        roles = []
+        for k in ROLES[header.v]:
+            raw = role(k)
+            require(len(raw) == head.elements * head.width, "length of the bytes of a role")
+            roles.append(list(struct.unpack(f"<{head.elements}{_INTEGERS[head.width]}", raw)))
+        if header.v:
+            made = Prediction(header.v, head, b, lambda: parameters_of(first()), roles)
+            base, context = made.elements, made.elements if made.context is None else made.context
+        else:
+            base = context = roles[0]
     payloads = payloads[len(strings) :]
     if opaque:
         decoded = _decode_opaque(blocks, payloads, [n * width for n in sizes])
     else:
         decoded = _decode_planes(blocks, payloads, sizes, split, planes)
     if header:
-        decoded = _restore(head, header, a, b, decoded, base_bytes)
+        decoded = _restore(head, header, a, b, decoded, base, context)
     require(sum64(decoded) == head.decoded_sum, "sum of the decoded bytes")
     return decoded
 
@@ -1093,10 +1318,16 @@ class Input:
     kind: int
     offset: int
     length: int
+    begin: int
     archive: bytes
     file: bytes
     member: str
     name: str
+
+    @property
+    def inner(self) -> bool:
+        """Whether it is a tensor of the same member (section 2.8)."""
+        return not any(self.archive) and not any(self.file)
 
 
 @dataclass(frozen=True)
@@ -1110,17 +1341,20 @@ class Run:
     @property
     def unsupported(self) -> str | None:
         """Why this text cannot read its tensors, or None (section 2.3)."""
-        kinds = [own.kind for own in self.inputs if own.kind != SAME_PLACE]
+        kinds = [own.kind for own in self.inputs if own.kind > MAX_ROLE]
         return f"input of kind {kinds[0]}" if kinds else None
 
-    def base_bytes(self, chunk: int, bases: Bases) -> bytes:
-        """The base bytes of one of the run's chunks (section 2.8)."""
+    def role_bytes(self, chunk: int, bases: Bases, tensor: Callable[[str], bytes], role: int) -> bytes:
+        """The bytes of a role for one of the run's chunks; `tensor` gives those of the member (section 2.8)."""
         start = chunk * CHUNK * self.width
         out = bytearray(self.elements_of(chunk) * self.width)
-        for own in self.inputs:
+        theirs = [own for own in self.inputs if own.kind == role]
+        require(len(theirs) > 0, "a chunk reads a role that its run has not")
+        for own in theirs:
             first, end = max(start, own.offset), min(start + len(out), own.offset + own.length)
             if first < end:
-                out[first - start : end - start] = _base(own, bases)[first - own.offset : end - own.offset]
+                base = tensor(own.name) if own.inner else _base(own, bases)
+                out[first - start : end - start] = base[first - own.offset : end - own.offset]
         return bytes(out)
 
     @property
@@ -1139,6 +1373,10 @@ def _base(own: Input, bases: Bases) -> bytes:
         if any(identity) and (identity, own.name) in bases:
             base = bases[identity, own.name]
             require(len(base) >= own.length, "a base is shorter than its input")
+            return base
+        if any(identity) and (identity, None) in bases and own.begin != NOT_KNOWN:
+            base = bases[identity, None][own.begin : own.begin + own.length]
+            require(len(base) == own.length, "a base is shorter than its input")
             return base
     raise NoBase(f"the tensor {own.name!r} of {own.member!r}")
 
@@ -1208,7 +1446,7 @@ _COLUMNS = (
     ("extents", ("B", "I", "Q", "Q")),
     ("tensors", ("I", "B", "B", "B", "I", "Q")),
     ("runs", ("B", "I", "Q")),
-    ("inputs", ("B", "Q", "Q", "32s", "32s", "I", "I")),
+    ("inputs", ("B", "Q", "Q", "Q", "32s", "32s", "I", "I")),
     ("chunks", ("Q", "I", "Q", "I")),
     ("dims", ("Q",)),
 )
@@ -1278,7 +1516,7 @@ def read_catalogue(body: bytes, is_index: bool) -> Catalogue:
     require(totals == [counts["extents"], counts["tensors"], counts["runs"]], "the members' counts do not add up")
     require(sum(row[3] for row in tables["tensors"]) == counts["dims"], "the dimensions do not add up")
     require(sum(row[1] for row in tables["runs"]) == counts["inputs"], "the runs' inputs do not add up")
-    lengths = [row[i] for table, i in (("members", 0), ("tensors", 0), ("inputs", 3), ("inputs", 4)) for row in tables[table]]
+    lengths = [row[i] for table, i in (("members", 0), ("tensors", 0), ("inputs", 4), ("inputs", 5)) for row in tables[table]]
     require(sum(lengths) == counts["heap"], "the names do not add up to the heap")
     texts, at = [], 0
     for length in lengths:
@@ -1291,12 +1529,11 @@ def read_catalogue(body: bytes, is_index: bool) -> Catalogue:
     input_names = [next(in_order) for _ in tables["inputs"]]
 
     inputs = []
-    for i, ((kind, offset, length, _, _), file, name) in enumerate(
+    for i, ((kind, offset, length, begin, _, _), file, name) in enumerate(
         zip(tables["inputs"], input_files, input_names, strict=True)
     ):
         archive, sha = shas["inputs"][i], shas["inputs"][len(input_files) + i]
-        require(any(archive) or any(sha), "an input of neither archive nor file")
-        inputs.append(Input(kind, offset, length, archive, sha, file, name))
+        inputs.append(Input(kind, offset, length, begin, archive, sha, file, name))
 
     extents = [Extent(*row) for row in tables["extents"]]
     chunks = [Chunk(*row) for row in tables["chunks"]]
@@ -1311,12 +1548,13 @@ def read_catalogue(body: bytes, is_index: bool) -> Catalogue:
         at += n_inputs
         require(run.width in (1, 2, 4, 8), "width of a run")
         require(1 <= run.elements < 2**63, "elements of a run")
-        end = 0
+        kind, end = 0, 0
         for own in run.inputs:
             require(own.length >= 1, "length of an input")
-            require(own.offset >= end, "the inputs of a run do not ascend, or overlap")
-            end = own.offset + own.length
-        require(end <= run.elements * run.width, "an input exceeds its run")
+            require(own.kind >= kind, "the kinds of a run's inputs do not ascend")
+            require(own.kind > kind or own.offset >= end, "the inputs of a run do not ascend, or overlap")
+            kind, end = own.kind, own.offset + own.length
+            require(end <= run.elements * run.width, "an input exceeds its run")
         runs.append(run)
     if is_index:
         require(sum(run.chunks for run in runs) == len(chunks), "number of chunks")
@@ -1344,6 +1582,13 @@ def check_member(member: Member, runs: Sequence[Run]) -> None:
     require(member.sha256 is not None or not any(member.sha), "a SHA-256 that is not known is zero")
     require(member.closed == (not member.runs), "a member is closed exactly when it has no runs")
 
+    tensors = {tensor.name: tensor for tensor in member.tensors}
+    for own in (own for run in member.runs for own in run.inputs if own.inner):
+        require(own.name in tensors, "an inner input is no tensor of its member")
+        told = tensors[own.name]
+        require(told.layout == 0 and told.dtype in DTYPE_BITS, "an inner input that is not flat, or of an unknown type")
+        require(own.length <= told.size, "an inner input is longer than its tensor")
+        require(own.begin == NOT_KNOWN and own.member == "", "an inner input with a place in another file")
     inline_end = 0
     next_run, end_run = member.first_run, member.first_run + len(member.runs)
     uses: dict[int, list[int]] = {}
@@ -1484,6 +1729,22 @@ def check_chunk_head(head: ChunkHead, run: Run, ordinal: int, chunk: int) -> Non
     require((head.elements, head.width) == (run.elements_of(chunk), run.width), "elements or width of a chunk")
 
 
+def needed_runs(member: Member, run: Run) -> list[int]:
+    """The runs that a run of a member depends on (section 2.8)."""
+    tensors = {tensor.name: tensor for tensor in member.tensors}
+    extents = [member.extents[tensors[own.name].extent] for own in run.inputs if own.inner]
+    return [extent.run for extent in extents if extent.kind == FROM_RUN]
+
+
+def check_dependence(members: Sequence[Member]) -> None:
+    """No run depends on itself, and no more than 4 follow from one in a row (section 2.8)."""
+    needs = {m.first_run + i: needed_runs(m, run) for m in members for i, run in enumerate(m.runs)}
+    reached = {ordinal: set(runs) for ordinal, runs in needs.items()}
+    for _ in range(4):
+        reached = {ordinal: {x for run in runs for x in needs.get(run, ())} for ordinal, runs in reached.items()}
+    require(not any(reached.values()), "runs depend on each other in a circle, or too many in a row")
+
+
 class Archive:
     """An archive read through its footer and index, every rule of section 2 proven; chunks are proven when read."""
 
@@ -1517,6 +1778,7 @@ class Archive:
         for member in self.members:
             names.add(member.name, member.kind)
             check_member(member, self.runs)
+        check_dependence(self.members)
         self._inline: list[bytes] = []
         self._check_layout(index_offset)
         links = {m.name: self.member_bytes(i) for i, m in enumerate(self.members) if m.kind == LINK}
@@ -1541,7 +1803,7 @@ class Archive:
 
             last_run = member.first_run + len(member.runs)
             for chunk in self.chunks[self._first_chunk[member.first_run] : self._first_chunk[last_run]]:
-                require(64 <= chunk.length <= MAX_CHUNK_RECORD and chunk.length % 16 == 0, "length of a chunk record")
+                require(48 <= chunk.length <= MAX_CHUNK_RECORD and chunk.length % 16 == 0, "length of a chunk record")
                 self._next(end, chunk.offset, 128 if chunk.length >= 65536 else 16)
                 end = chunk.offset + chunk.length
                 require(end <= index_offset, "a chunk record lies past the index")
@@ -1573,7 +1835,20 @@ class Archive:
         head = read_chunk_head(record)
         require(head.check == row.check, "the chunk's check in the index")
         check_chunk_head(head, self.runs[run], run, chunk)
-        return decode_chunk(record, lambda: self.runs[run].base_bytes(chunk, self._bases))
+        owner = next(i for i, m in enumerate(self.members) if m.first_run <= run < m.first_run + len(m.runs))
+        return decode_chunk(
+            record,
+            partial(self.runs[run].role_bytes, chunk, self._bases, partial(self.tensor_bytes, owner)),
+            partial(self._first_record, run),
+        )
+
+    def _first_record(self, run: int) -> bytes:
+        row = self.chunks[self._first_chunk[run]]
+        record = bare(self._data[row.offset : row.offset + row.length], row.offset)
+        head = read_chunk_head(record)
+        require(head.check == row.check, "the chunk's check in the index")
+        check_chunk_head(head, self.runs[run], run, 0)
+        return record
 
     def _extent_bytes(self, i: int, extent: Extent, start: int, length: int) -> bytes:
         start += extent.offset
@@ -1652,8 +1927,33 @@ def sequential(data: bytes, bases: Bases | None = None) -> list[tuple[str, bytes
     pipe = _Pipe(data)
     names = Names()
     runs: list[Run] = []
-    run_bytes: list[bytes] = []
+    members: list[Member] = []
+    records: dict[int, list[bytes]] = {}
+    run_bytes: dict[int, bytes] = {}
     out: list[tuple[str, bytes]] = []
+
+    def decoded(run: int, member: Member, inline: bytes) -> bytes:
+        """The bytes of a run, when those that it depends on are there, too."""
+        if run not in run_bytes:
+            tensors = {tensor.name: tensor for tensor in member.tensors}
+
+            def tensor_bytes(name: str) -> bytes:
+                told = tensors[name]
+                extent = member.extents[told.extent]
+                source = inline if extent.kind == INLINE else decoded(extent.run, member, inline)
+                return source[extent.offset + told.offset :][: told.size]
+
+            parts = [
+                decode_chunk(
+                    record,
+                    partial(runs[run].role_bytes, chunk, bases or {}, tensor_bytes),
+                    lambda: records[run][0],
+                )
+                for chunk, record in enumerate(records[run])
+            ]
+            run_bytes[run] = b"".join(parts)
+        return run_bytes[run]
+
     while True:
         kind, record = pipe.next()
         if kind == b"indx":
@@ -1669,6 +1969,8 @@ def sequential(data: bytes, bases: Bases | None = None) -> list[tuple[str, bytes
         runs += member.runs
         # An open member's SHA-256 stands in its done record, so a zero one with the flag set is as it should be here.
         check_member(member, runs)
+        members.append(member)
+        check_dependence(members)
         if member.unsupported:
             raise Unsupported(member.unsupported)
         inline = sum(extent.length for extent in member.extents if extent.kind == INLINE)
@@ -1677,13 +1979,14 @@ def sequential(data: bytes, bases: Bases | None = None) -> list[tuple[str, bytes
         for i, run in enumerate(member.runs, member.first_run):
             if run.unsupported:
                 raise Unsupported(run.unsupported)
-            parts = []
+            records[i] = []
             for chunk in range(run.chunks):
                 kind, record = pipe.next()
                 require(kind == b"chnk", "a chunk record is missing")
                 check_chunk_head(read_chunk_head(record), run, i, chunk)
-                parts.append(decode_chunk(record, partial(run.base_bytes, chunk, bases or {})))
-            run_bytes.append(b"".join(parts))
+                records[i].append(record)
+        for i in range(member.first_run, member.first_run + len(member.runs)):
+            decoded(i, member, catalogue.inline)
 
         sha = member.sha256
         if not member.closed:

@@ -310,6 +310,8 @@ def blocks_of(record: bytes | bytearray) -> tuple[int, int]:
 
 def codecs_of(record: bytes | bytearray) -> int:
     """What the index says of a record in c_codecs (section 2.3)."""
+    if record[38] == 9:  # unchanged: there is none
+        return 0
     at, count = blocks_of(record)
     places = [at + 16 * i for i in range(count)]
     if record[38]:
@@ -811,8 +813,8 @@ COLUMNS = (
     ("x_kind", "B"), ("x_run", "I"), ("x_offset", "Q"), ("x_length", "Q"),
     ("t_name", "I"), ("t_dtype", "B"), ("t_layout", "B"), ("t_ndim", "B"), ("t_extent", "I"), ("t_offset", "Q"),
     ("r_width", "B"), ("r_inputs", "I"), ("r_elements", "Q"),
-    ("i_kind", "B"), ("i_offset", "Q"), ("i_length", "Q"), ("i_archive", "32s"), ("i_file", "32s"), ("i_member", "I"),
-    ("i_name", "I"),
+    ("i_kind", "B"), ("i_offset", "Q"), ("i_length", "Q"), ("i_begin", "Q"), ("i_archive", "32s"), ("i_file", "32s"),
+    ("i_member", "I"), ("i_name", "I"),
     ("c_offset", "Q"), ("c_length", "I"), ("c_check", "Q"), ("c_codecs", "I"),
     ("dims", "Q"),
 )  # fmt: skip
@@ -875,7 +877,7 @@ class Member:
     extents: list[list[int]] = field(default_factory=list)  # kind, run, offset, length
     tensors: list[list[Any]] = field(default_factory=list)  # name, dtype, layout, shape, extent, offset
     runs: list[list[int]] = field(default_factory=list)  # width, inputs, elements
-    inputs: list[list[Any]] = field(default_factory=list)  # kind, offset, length, archive, file, name of member and tensor
+    inputs: list[list[Any]] = field(default_factory=list)  # kind, offset, length, archive, file, member, tensor, place
     run_bytes: list[bytes] = field(default_factory=list)
     inline: bytes = b""
     size: int | None = None
@@ -923,11 +925,12 @@ def table_of(members: list[Member], first_run: int, first_member: int, is_index:
         for values in m.runs:
             for key, value in zip(("r_width", "r_inputs", "r_elements"), values, strict=True):
                 columns[key].append(value)
-        for kind, offset, length, archive, file, member, name in m.inputs:
+        for kind, offset, length, archive, file, member, name, *begin in m.inputs:
             raw_file, raw_name = member.encode("utf-8", "surrogateescape"), name.encode("utf-8", "surrogateescape")
             input_files += raw_file
             input_names += raw_name
             row_i = {"i_kind": kind, "i_offset": offset, "i_length": length, "i_archive": archive, "i_file": file}
+            row_i["i_begin"] = begin[0] if begin else (1 << 64) - 1
             for key, value in (row_i | {"i_member": len(raw_file), "i_name": len(raw_name)}).items():
                 columns[key].append(value)
         for key, value in row.items():

@@ -56,7 +56,7 @@ def decode_slowly(record, elements, width, run=0, chunk=0, base=b""):
     head = reference.read_chunk_head(bytes(record))
     demanded = reference.Run(width, (), chunk * reference.CHUNK + elements)
     reference.check_chunk_head(head, demanded, run, chunk)
-    return reference.decode_chunk(bytes(record), lambda: base)
+    return reference.decode_chunk(bytes(record), lambda role: base)
 
 
 def fate(decoder, *args):
@@ -529,7 +529,7 @@ HEADER_FLAWS = {
     ],
     "delta": [
         {"m": 9}, {"m": 11}, {"m": 0}, {"m": 40}, {"m": 41}, {"m": 2**32 - 1}, {"inner_width": 0}, {"inner_width": 1},
-        {"inner_width": 4}, {"a": 2}, {"a": 16}, {"a": 255}, {"b": 8}, {"b": 2**32 - 1}, {"c": 0}, {"c": 13},
+        {"inner_width": 4}, {"a": 3}, {"a": 16}, {"a": 255}, {"b": 8}, {"b": 2**32 - 1}, {"c": 0}, {"c": 13},
         {"c": 13 | 12 << 8}, {"c": 4 | 12 << 8}, {"c": 14 | 3 << 8}, {"c": 255 | 3 << 8}, {"c": 16 | 1 << 8},
         {"c": 13 | 3 << 8 | 1 << 16}, {"c": 2**32 - 1}, {"v": 1}, {"v": 2**16}, {"v": 2**63}, {"reserved": 1},
         {"size_a": 4, "A_payload": b"\x22" * 4}, {"size_a": 6, "A_payload": b"\x22" * 5 + b"\0"}, {"size_a": 0},
@@ -663,7 +663,7 @@ def test_strings_with_flags_are_refused_before_anything_is_decoded(codec):
             read_blocks(memoryview(record), 0, 0, 40, width)
 
 
-@pytest.mark.parametrize("inputs", [2, 3, 255])
+@pytest.mark.parametrize("inputs", [5, 6, 255])
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_inputs_than_there_are_yet_are_unsupported(kind, inputs):
     record, width, _ = _transformed(kind, inputs=inputs)
@@ -674,6 +674,12 @@ def test_more_inputs_than_there_are_yet_are_unsupported(kind, inputs):
 def test_other_transforms_have_no_input(kind):
     record, width, _ = _transformed(kind, inputs=1)
     assert refused(record, 40, width, base=_base())
+
+
+@pytest.mark.parametrize("predictor", [7, 8, 255, 2**16 - 1])
+def test_unknown_predictors_are_unsupported(predictor):
+    record, width, _ = _transformed("delta", v=predictor)
+    assert refused(record, 40, width, "unsupported", _base())
 
 
 def test_an_input_and_class_sizes_make_no_delta():
@@ -1077,10 +1083,12 @@ def _head_flaws(record):
         yield f"width {width}", put(37, width), "corrupt"
     for transform in reference._NAMED:  # there is no header of one
         yield f"transform {transform}", put(38, transform), "corrupt"
-    for transform in (max(reference._NAMED) + 1, 127, 255):
+    for transform in (reference.UNCHANGED + 1, 127, 255):
         yield f"transform {transform}", put(38, transform), "unsupported"
-    yield "an input and no delta", put(39, 1), "corrupt"
-    for inputs in (2, 128, 255):
+    for inputs in (1, 2, 4):
+        yield f"{inputs} inputs and no delta", put(39, inputs), "corrupt"
+    yield "unchanged", put(38, reference.UNCHANGED), "corrupt"
+    for inputs in (5, 128, 255):
         yield f"inputs {inputs}", put(39, inputs), "unsupported"
     yield "decoded sum", put(40, record[40] ^ 1), "corrupt"
     yield "reserved field of an entry", put(48 + 14, 1), "corrupt"

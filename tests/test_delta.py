@@ -1261,7 +1261,7 @@ def test_no_damage_of_the_base_gives_a_wrong_byte(tmp_path: Path) -> None:
         refused += _read_all(archive.read_bytes(), place, held) > 0
     assert refused > len(places) // 2
     place.write_bytes(good[: len(good) // 2])
-    assert _read_all(archive.read_bytes(), place, held) == len(held)
+    assert _read_all(archive.read_bytes(), place, held) == len(held) - 1  # one is smaller alone, and needs no base
 
 
 def _with_check(record: bytearray) -> bytes:

@@ -835,9 +835,13 @@ inputs("in descending order", "corrupt", ("inputs",), [_leaning().inputs[i] for 
 inputs("from nowhere", "corrupt", ("inputs", 2, slice(3, 5)), [bytes(32), bytes(32)])
 inputs("a name of a file that is no UTF-8", "corrupt", ("inputs", 1, 5), "\udcff")
 inputs("a name of a tensor that is no UTF-8", "corrupt", ("inputs", 2, 6), "a\udcffb")
-inputs("of an unknown kind", "unsupported", ("inputs", 0, 0), 1)
-inputs("of kind 255", "unsupported", ("inputs", 0, 0), 255)
-inputs("of an unknown kind, past its run", "corrupt", ("inputs", 2, slice(0, 3)), [1, 0, 334])
+for kind in (4, 255):
+    rows = [[kind, *row[1:]] for row in _leaning().inputs[:2]]
+    inputs(f"of kind {kind}", "unsupported", ("inputs", slice(0, 2)), rows)
+inputs("of an unknown kind, past its run", "corrupt", ("inputs", 2, slice(0, 3)), [4, 0, 334])
+inputs("of kinds that descend", "corrupt", ("inputs", 0, 0), 1)
+overlapping = [[1, 4, 201, ONE, ONE, "", ""], [1, 204, 9, ONE, ONE, "", ""]]
+inputs("of one kind that overlap", "corrupt", ("inputs", slice(0, 2)), overlapping)
 # What stands in the index alone: the member record has other rows.
 for column, value in (
     ("i_kind", 1),
@@ -1266,6 +1270,49 @@ def test_runs_without_their_base_concern_only_their_tensors():
         assert archive.member_bytes("d/other") == members[4].content
 
 
+def _predicted():
+    """A member whose runs are made by all predictors from tensors that it has inline, and an unchanged one."""
+    from test_prediction import _any_predictor, _record, _wild
+
+    from tzip.coders import predictors
+    from tzip.encoding import _unchanged
+
+    n, names = 37, ("a", "b", "c")
+    words = [_wild(n, 50 + k) for k in range(3)]
+    inline = b"".join(w.tobytes() for w in words)
+    tensors = [[name, 19, 0, [n], 0, 4 * n * k] for k, name in enumerate(names)]
+    extents, runs, inputs, raws, records = [[0, 0, 0, len(inline)]], [], [], [], []
+    for run, kind in enumerate((*predictors.NAMES, 0)):
+        roles = predictors.ROLES[kind]
+        raw = words[0].copy()
+        if kind:
+            raw[::3] += np.uint32(1)
+            found = _record(raw, _any_predictor(kind, 4, 0, n, kind), 0, {role: words[role] for role in roles})
+            found = strategies.rechecked(found[:24] + struct.pack("<I", run) + found[28:])
+        else:
+            found = bytes(_unchanged(raw.view(np.uint8), 4, run, 0).record)
+        records.append(found)
+        raws.append(raw.tobytes())
+        runs.append([4, len(roles), n])
+        inputs += [[role, 0, 4 * n, bytes(32), bytes(32), "", names[role]] for role in roles]
+        tensors.append([f"by {predictors.NAMES.get(kind, 'nothing')}", 19, 0, [n], len(extents), 0])
+        extents.append([1, run, 0, 4 * n])
+    member = Member(
+        "predicted", flags=1, content=inline + b"".join(raws), extents=extents, tensors=tensors, runs=runs, inputs=inputs,
+        run_bytes=raws, inline=inline,
+    )  # fmt: skip
+    return archive_bytes([member], encode=lambda data, width, run, chunk: records[run])
+
+
+def test_an_archive_of_predictions_is_read_by_both():
+    data = _predicted()
+    (name, content), = reference.sequential(data)
+    assert reference.Archive(data).member_bytes(0) == content
+    with tzip.open(data) as archive:
+        assert archive.member_bytes(name) == content
+        assert archive["by nothing"].tobytes() == archive["a"].tobytes() != archive["by root"].tobytes()
+
+
 def _good_files():
     small = _safetensors(_tensors_of_all_dtypes(24), {"made by": "hand"})
     weights = _safetensors([("w", "BF16", [30, 40], strategies.array("outliers", 1200, 2, "bf16").tobytes())])
@@ -1284,6 +1331,7 @@ def _good_files():
     # Archives that lean on others of these.
     yield "delta", lambda: _packed(_moved(weights), "w.safetensors", "default", GOLDEN / "v0" / "bf16_default.tzip")
     yield "delta_of_delta", lambda: _packed(_moved(_moved(weights)), "w.safetensors", "best", GOLDEN / "v0" / "delta.tzip")
+    yield "predicted", _predicted
     yield "generated_deltas", lambda: _generated_deltas(_golden("bf16_default"), _golden("dtypes"))
 
 
@@ -1291,7 +1339,7 @@ BAD = {
     "kind 4": "kind_4", "extent past its run": "extent_past_its_run", "name '..'": "name_dot_dot",
     "link to b'../x'": "link_leaves_the_root", "chunks swapped": "chunks_swapped",
     "raw length 2^32 - 1 of a frame": "raw_length_of_4_gib", "inputs: overlap by a byte": "inputs_overlap",
-    "inputs: of an unknown kind": "input_kind_1",
+    "inputs: of kind 4": "input_kind_4",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import forge
 import numpy as np
@@ -625,7 +626,7 @@ def test_unknown_codec_makes_only_its_tensor_unsupported(samples: dict[str, Samp
         assert archive.tensor("f").raw().tobytes() == tensors["f"]
 
 
-@pytest.mark.parametrize(("at", "value"), [(36, 6), (36, 255), (39, 2), (39, 255)])
+@pytest.mark.parametrize(("at", "value"), [(36, 6), (36, 255), (39, 5), (39, 255)])
 def test_unknown_split_or_inputs_are_unsupported(samples: dict[str, Sample], tmp_path: Path, at: int, value: int) -> None:
     f = Forged(samples["default"][0])
     change_chunk(f, 0, put(at, "B", value))
@@ -647,7 +648,7 @@ def test_unknown_dtype_layout_and_inputs_make_only_that_tensor_unsupported(sampl
             assert archive.tensor("f").raw().tobytes() == tensors["f"]
             assert archive.member_bytes("default.safetensors") == files["default.safetensors"]
     f = Forged(data)
-    f.add_input(0, 0, i_kind=1, i_length=1, i_file=b"x" * 32)
+    f.add_input(0, 0, i_kind=4, i_length=1, i_file=b"x" * 32)
     with tzip.open(f.build()) as archive:
         with pytest.raises(UnsupportedError):
             archive["w"]
@@ -740,13 +741,16 @@ INPUT_LIES: dict[str, tuple[type[TzipError] | tuple[type[TzipError], ...], Calla
     "name of the tensor is no UTF-8": (CorruptError, lambda f: rename_input(f, 8, b"\xc3")),
     "names that overrun": (CorruptError, both(0, "i_name", 0, 1 << 31)),
     "another file": (BaseNotFoundError, both(0, "i_file", 0, b"x" * 32)),
-    "another tensor": (BaseNotFoundError, lambda f: rename_input(f, 8, b"other")),
-    "no tensor's name": (BaseNotFoundError, lambda f: rename_input(f, 8, b"")),
-    "another kind": (UnsupportedError, both(0, "i_kind", 0, 1)),
+    "another tensor": (BaseNotFoundError, lambda f: rename_input(f, 8, b"other", placed=False)),
+    "no tensor's name": (BaseNotFoundError, lambda f: rename_input(f, 8, b"", placed=False)),
+    "another kind": (UnsupportedError, both(0, "i_kind", 0, 4)),
+    "a role that nobody asks for": (CorruptError, both(0, "i_kind", 0, 1)),
     "kind 255": (UnsupportedError, both(0, "i_kind", 0, 255)),
     # Of what fits in: the sums tell, or the classes before them.
     "fewer bytes": (CorruptError, both(0, "i_length", 2, 4)),
-    "a tensor that is another one": (CorruptError, lambda f: rename_input(f, 9, b"i")),
+    "a tensor that is another one": (CorruptError, lambda f: rename_input(f, 9, b"i", placed=False)),
+    "another place": (CorruptError, both(0, "i_begin", 1, 500)),
+    "a place past the file": (CorruptError, both(0, "i_begin", 2, BIG)),
 }
 
 
@@ -755,9 +759,11 @@ def move_inputs(f: Forged, counts: list[int]) -> None:
         cat.columns["r_inputs"] = np.array(counts, "<u4")
 
 
-def rename_input(f: Forged, i: int, name: bytes) -> None:
+def rename_input(f: Forged, i: int, name: bytes, *, placed: bool = True) -> None:
     """Give the i-th name of the heap another text: member, 4 tensors, 3 files, 3 tensors of them."""
     for cat in (f.index, *f.members()):
+        if not placed:
+            cat.columns["i_begin"] = np.full(3, (1 << 64) - 1, np.uint64)
         names = cat.names
         assert len(names) == 11
         names[i] = name
@@ -776,14 +782,17 @@ def test_lying_inputs(leaning: Leaning, tmp_path: Path, lie: str) -> None:
         return
     assert use(data, {}, {}, base) == [] or kind is CorruptError
     assert any(isinstance(e, kind) for e in use(data, files, tensors, base))
-    if kind is not CorruptError or lie in ("past the base", "fewer bytes", "a tensor that is another one"):
+    if kind is not CorruptError or lie in ("past the base", "fewer bytes", "a tensor that is another one", "another place"):
         with tzip.open(data, base=base) as archive:  # the others are as they were
             assert archive.tensor("alone").raw().tobytes() == tensors["alone"]
             other = "w" if lie == "fewer bytes" else "i"
             assert archive.tensor(other).raw().tobytes() == tensors[other]
 
 
-@pytest.mark.parametrize("name", ["r_inputs", "i_kind", "i_offset", "i_length", "i_archive", "i_file", "i_member", "i_name"])
+COLUMNS = ("r_inputs", "i_kind", "i_offset", "i_length", "i_begin", "i_archive", "i_file", "i_member", "i_name")
+
+
+@pytest.mark.parametrize("name", COLUMNS)
 def test_every_bit_of_the_inputs(leaning: Leaning, name: str) -> None:
     """In record and index alike: another thing is found, nothing, or an error; never other bytes."""
     data, _, tensors, base = leaning
@@ -798,9 +807,10 @@ def test_every_bit_of_the_inputs(leaning: Leaning, name: str) -> None:
         assert errors or name in ("i_archive", "i_member")
 
 
-DELTA_LIES: dict[str, tuple[type[TzipError], Callable[[bytearray], None]]] = {
+DELTA_LIES: dict[str, tuple[Any, Callable[[bytearray], None]]] = {
     "no input": (CorruptError, put(39, "B", 0)),
-    "two inputs": (UnsupportedError, put(39, "B", 2)),
+    "two inputs": (CorruptError, put(39, "B", 2)),
+    "five inputs": (UnsupportedError, put(39, "B", 5)),
     "255 inputs": (UnsupportedError, put(39, "B", 255)),
     "no delta": (CorruptError, put(38, "B", 4)),
     "transform 0": (CorruptError, put(38, "B", 0)),
@@ -824,7 +834,8 @@ DELTA_LIES: dict[str, tuple[type[TzipError], Callable[[bytearray], None]]] = {
     "shift too large": (CorruptError, lambda r: put(68, "B", 8 * r[37] - r[69] + 1)(r)),
     "bits 2^16 more": (CorruptError, put(70, "B", 1)),
     "v": (CorruptError, put(72, "<Q", 1)),
-    "v 2^63": (CorruptError, put(72, "<Q", BIG)),
+    "v 2^63": ((CorruptError, UnsupportedError), put(72, "<Q", BIG)),
+    "another predictor": ((CorruptError, UnsupportedError), put(72, "<Q", 1)),
     "B has an entry": (CorruptError, put(96, "B", 1)),
     **{f"class {k} has one more": (CorruptError, lambda r, k=k: bump(r, k, 1)) for k in range(8)},
     "classes wrap": (CorruptError, lambda r: (bump(r, 0, 1 << 31), bump(r, 1, 1 << 31))[1]),
@@ -886,7 +897,7 @@ def test_a_delta_in_a_run_without_inputs_is_corrupt(leaning: Leaning, tmp_path: 
     move_inputs(f, [0, 0, 0, 0])
     for cat in (f.index, *f.members()):
         names = cat.names
-        for column in ("i_kind", "i_offset", "i_length", "i_archive", "i_file", "i_member", "i_name"):
+        for column in COLUMNS[1:]:
             cat.columns[column] = cat[column][:0]
         cat.names = names[:5]
     refuse(f.build(), tmp_path, CorruptError, base)

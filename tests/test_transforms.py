@@ -434,8 +434,8 @@ def test_forged_headers_of_deltas_are_refused(masked):
     transforms.check(DELTA, n, width, Header(0, width, 0, 0, 0, 0, 1 << 8))
     inner = {0, 1001, 1002} if masked else {1, 500, 1000, 1002}
     flaws = {
-        "a": (2, 3, 16, 255), "inner_width": (1, 4, 8), "inner": (*inner, (1 << 20) + 1), "size_a": (1, 125, 127, 1001),
-        "size_b": (1, 126), "b": (1 << 8, 1 << 11, (1 << 32) - 1), "v": (1, 1 << 15, 1 << 63),
+        "a": (3, 4, 16, 255), "inner_width": (1, 4, 8), "inner": (*inner, (1 << 20) + 1), "size_a": (1, 125, 127, 1001),
+        "size_b": (1, 126), "b": (1 << 8, 1 << 11, (1 << 32) - 1), "v": (1, 1 << 16, 1 << 63),
         "c": (0, 7, 9 | 8 << 8, 4 | 12 << 8, 16 | 1 << 8, 255 | 1 << 8, 7 | 8 << 8 | 1 << 16, (1 << 32) - 1),
     }  # fmt: skip
     for name, value in ((name, value) for name, values in flaws.items() for value in values):
