@@ -610,23 +610,6 @@ class Archive(Mapping[str, NDArray[Any]]):
             at += n
         return rows
 
-    def read_member_into(self, member: int, begin: int, out: "U8") -> None:
-        """Fill `out` with the bytes of a member from `begin` on, all of which it has."""
-        end = begin + out.size
-        for at, n, run, offset in self.member_extents(member):
-            low, high = max(begin, at), min(end, at + n)
-            if low >= high:
-                continue
-            part, where = out[low - begin : high - begin], offset + low - at
-            if run < 0:
-                part[:] = np.frombuffer(self.reader.inline_bytes(member), np.uint8)[where : where + part.size]
-                continue
-            step = CHUNK_ELEMENTS * int(self.reader.index["r_width"][run])
-            for chunk in range(where // step, -(-(where + part.size) // step)):
-                first, last = max(where, chunk * step), min(where + part.size, (chunk + 1) * step)
-                decoded = self._cached_chunk(run, chunk)
-                part[first - where : last - where] = decoded[first - chunk * step : last - chunk * step]
-
     def member_bytes(self, member: str, threads: int | None = 1) -> bytes:
         """Return all bytes of a member, its SHA-256 checked; for small members."""
         i = self.member_row(member)

@@ -23,6 +23,7 @@ from tzip.formats.catalogue import FILE, FLAT, NOT_KNOWN, SHA_KNOWN
 from tzip.formats.containers import ContainerError, View, gather, span_bytes
 from tzip.formats.dtypes import OPAQUE, Dtype
 from tzip.formats.envelope import is_packed
+from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.neighbours import Neighbours
 from tzip.formats.recognising import Found
 from tzip.formats.source import Source, open_source
@@ -238,7 +239,24 @@ class _PackedFile(BaseFile):
         if base is self.tensors.get(base.name):
             self.archive.read_into([(self.rows[base.name], begin, out)], 1)
         else:
-            self.archive.read_member_into(self.member, base.begin + begin, out)
+            self._read_range(base.begin + begin, out)
+
+    def _read_range(self, begin: int, out: U8) -> None:
+        """Fill `out` with the bytes of the member from `begin` on, all of which it has."""
+        reader, end = self.archive.reader, begin + out.size
+        for at, n, run, offset in self.archive.member_extents(self.member):
+            low, high = max(begin, at), min(end, at + n)
+            if low >= high:
+                continue
+            part, where = out[low - begin : high - begin], offset + low - at
+            if run < 0:
+                part[:] = np.frombuffer(reader.inline_bytes(self.member), np.uint8)[where : where + part.size]
+                continue
+            step = CHUNK_ELEMENTS * int(reader.index["r_width"][run])
+            for chunk in range(where // step, -(-(where + part.size) // step)):
+                first, last = max(where, chunk * step), min(where + part.size, (chunk + 1) * step)
+                decoded = self.archive.decode_chunk(run, chunk)
+                part[first - where : last - where] = decoded[first - chunk * step : last - chunk * step]
 
 
 OpenArchive = Callable[[Path, tuple[bytes, ...]], Any]  # an Archive, which this module is below of

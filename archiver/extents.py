@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tzip.bases import Base, Input
 from tzip.coders.predictors import Predictor
 from tzip.duplicates import Run
+from tzip.formats.catalogue import MAX_DEPENDENCE
 from tzip.formats.containers import Region, View
 from tzip.formats.layout import CHUNK_ELEMENTS
 
@@ -106,3 +107,21 @@ def lay_out_opaque(layout: MemberLayout, begin: int, n: int, *, split: bool = Tr
         layout.extents.append(Extent(begin, whole, run))
     if n > whole:
         layout.extents.append(Extent(begin + whole, n - whole))
+
+
+def untangle(layout: MemberLayout) -> None:
+    """Drop predictors whose runs would follow from themselves, or from too many others, when runs that are equal are shared."""
+    runs = {extent.begin: extent.run.stored for extent in layout.extents if extent.run is not None}
+    begins = {view.name: view.begin for view in layout.tensors}
+    leans = {
+        run: [runs[begins[one.base.name]] for one in run.inputs if one.base.file.inner]
+        for run in layout.runs
+        if any(one.base.file.inner for one in run.inputs)
+    }
+    for _ in range(MAX_DEPENDENCE + 1):
+        for run, others in leans.items():
+            run.depth = 1 + max(other.depth for other in others)
+    for run in leans:
+        if run.depth > MAX_DEPENDENCE:
+            run.depth, run.predictor = 0, None
+            run.inputs = [one for one in run.inputs if one.role == 0]

@@ -26,7 +26,7 @@ from tzip.coders.scratch import borrow, recycle
 from tzip.coders.sums import same_bytes, sum64
 from tzip.duplicates import Duplicates, Origin, Run, share
 from tzip.encoding import EncodedChunk, encode_chunk
-from tzip.extents import NO_BASES, Extent, MemberLayout, Predictions, lay_out
+from tzip.extents import NO_BASES, Extent, MemberLayout, Predictions, lay_out, untangle
 from tzip.formats import safetensors_header
 from tzip.formats.atomic import PartialFile
 from tzip.formats.catalogue import (
@@ -37,7 +37,6 @@ from tzip.formats.catalogue import (
     IN_RUN,
     INLINE,
     LINK,
-    MAX_DEPENDENCE,
     NO_MTIME,
     SHA_KNOWN,
     STRIDED,
@@ -238,24 +237,6 @@ class Packer:
             for place, p in predictions.items()
         }
 
-    @staticmethod
-    def _untangle(layout: MemberLayout) -> None:
-        """Drop predictors whose runs would follow from themselves, or from too many others, now that runs are shared."""
-        runs = {extent.begin: extent.run.stored for extent in layout.extents if extent.run is not None}
-        begins = {view.name: view.begin for view in layout.tensors}
-        leans = {
-            run: [runs[begins[one.base.name]] for one in run.inputs if one.base.file.inner]
-            for run in layout.runs
-            if any(one.base.file.inner for one in run.inputs)
-        }
-        for _ in range(MAX_DEPENDENCE + 1):
-            for run, others in leans.items():
-                run.depth = 1 + max(other.depth for other in others)
-        for run in leans:
-            if run.depth > MAX_DEPENDENCE:
-                run.depth, run.predictor = 0, None
-                run.inputs = [one for one in run.inputs if one.role == 0]
-
     def _share(self, layout: MemberLayout, origin: Origin, source: Source) -> None:
         """Leave out the runs whose bytes the archive has, or will have, already."""
         found = self.duplicates.find(layout.runs, origin, source.inner if isinstance(source, _Borrowed) else source)
@@ -263,7 +244,7 @@ class Packer:
             uses = [e.run for e in layout.extents if e.run is not None]
             share(layout.runs, uses, found, self.writer.position, self.total + source.size)
             layout.runs = [run for run in layout.runs if run.same is None]
-        self._untangle(layout)
+        untangle(layout)
 
     def _stream(self, item: Item, layout: MemberLayout, source: Source) -> None:
         inline = b"".join(_read(source, e.begin, e.length, item) for e in layout.extents if e.run is None)

@@ -62,7 +62,7 @@ _OF_PARAMETERS = (
         "coders/factors.py",
         "    if len(raw) < end:\n",
         "    if False:\n",
-        "a byte too few",
+        "columns that are cut off",
     ),
     (
         "overflow",

@@ -1457,7 +1457,7 @@ def test_the_table_of_codecs_is_the_registry():
         if name.startswith("reserved"):
             reserved |= set(range(first, (rest or [first])[0] + 1))
         elif not rest:
-            known[first] = {"zstandard": "zstd"}.get(name, name.split(",")[0].lower())
+            known[first] = {"zstandard": "zstd", "adaptive range coder": "adaptive"}.get(name, name.split(",")[0].lower())
     assert known == {c.wire_id: c.name for c in registry.CODECS.values()}
     assert reserved == set(registry.RESERVED)
 
@@ -1500,7 +1500,7 @@ def test_the_limits_are_the_codes():
     assert numbers("elements in a chunk")[1] == layout.CHUNK_ELEMENTS
     assert numbers("elements in a group")[1] == layout.GROUP_ELEMENTS == strategies.GROUP
     assert numbers("symbols in a segment")[1] == tables.MAX_SEGMENT == strategies.SEGMENT
-    assert numbers("bytes of a chunk record") == [64, layout.MAX_RECORD]
+    assert numbers("bytes of a chunk record") == [layout.ChunkHead.SIZE, layout.MAX_RECORD]
     assert numbers("catalogue body, raw")[0] == layout.MAX_BODY
     assert numbers("Huffman code length")[:2] == [1, huffman.MAX_BITS]
     assert numbers("rANS frequencies")[:3] == [1, rans.TOTAL - 1, rans.TOTAL]

@@ -149,7 +149,7 @@ def test_modules_are_short_and_file_names_unique():
 
 def test_codec_ids_of_the_specification_are_those_of_the_registry():
     text = (ROOT / "FORMAT.md").read_text()
-    table = dict(re.findall(r"^\| (\d+) \| (raw|constant|zstandard|Huffman|rANS)\b", text, re.MULTILINE))
+    table = dict(re.findall(r"^\| (\d+) \| (raw|constant|zstandard|Huffman|rANS|adaptive range coder)\b", text, re.MULTILINE))
     assert {int(i) for i in table} == set(CODECS)
 
 
