@@ -11,6 +11,7 @@ from tzip.coders import adaptive, delta, huffman, order, planes, predictors, ran
 from tzip.coders.arrays import I64, U8, U32, Words
 from tzip.coders.counting import Survey, byte_counts
 from tzip.coders.errors import UnsupportedError
+from tzip.coders.plane_encoder import encode_planes
 from tzip.coders.planes import BYTES, PLANES, WORD, Head, Split
 from tzip.coders.predictors import ALONE, Beside, Predicted, Predictor
 from tzip.coders.rans import RansTable
@@ -65,6 +66,7 @@ class Coded:
 
 
 Moved = tuple[tuple[Transformed, list[Coded]], list[Coded]]
+_CLASS_SEGMENT = 1 << 17  # symbols: what a segment costs is much of what little a class takes
 _BETTER = (predictors.ADAM_WEIGHTS, predictors.SECOND_MOMENT, predictors.LOW_RANK)  # or the base itself is
 
 
@@ -106,11 +108,8 @@ def encode_chunk(
     if base is not None and width < 8 and same_bytes(raw, base):
         return _unchanged(raw, width, run, chunk)
     if base is not None or predictor is not None:
-        records = [
-            _record(PLANES, blocks, raw, width, run, chunk, sum64(raw), found)
-            for found, blocks in _differences(raw, width, coding, level, chunk, base, predictor, beside)
-        ]
-        best = min(records, key=lambda r: len(r.record), default=None)
+        made = _differences(raw, width, coding, level, run, chunk, base, predictor, beside)
+        best = min(made, key=lambda r: len(r.record), default=None)
         if best is not None and len(best.record) * 10 < _alone(raw, width, coding, level) * 9:
             return best
         alone = encode_chunk(raw, width, coding, level, run, chunk, row, first)
@@ -217,11 +216,12 @@ def _differences(
     width: int,
     coding: str,
     level: Level,
+    run: int,
     chunk: int,
     base: U8 | None,
     predictor: Predictor | None,
     beside: Beside,
-) -> list[Moved]:
+) -> list[EncodedChunk]:
     """Return the chunk as differences from the base, from what is predicted, or both, as they promise something."""
     predicted: Predicted | None = None
     if predictor is not None:
@@ -233,17 +233,20 @@ def _differences(
         except UnsupportedError:  # of this thread's arithmetic
             predicted = None
     moved = []
+    total = sum64(raw)
     if predicted is not None and predictor is not None:
         words = predicted.words.view(np.uint8)
         far = _distance(raw, words, width, coding) + 8 * string.size
         promising = base is None or predictor.kind not in _BETTER or far < _distance(raw, base, width, coding)
         if promising or level.exhaustive:
             context = None if predicted.context is predicted.words else predicted.context
-            moved.append(_from_base(raw, width, coding, level, words, predictor.kind, string, context))
+            made = transforms.from_base(raw, width, coding, words, predictor.kind, string, context)
+            moved.append(_difference(raw, width, level, run, chunk, total, *made))
         if promising and not level.exhaustive:
             return moved
     if base is not None:
-        moved.append(_from_base(raw, width, coding, level, base))
+        made = transforms.from_base(raw, width, coding, base)
+        moved.append(_difference(raw, width, level, run, chunk, total, *made))
     return moved
 
 
@@ -266,8 +269,63 @@ def _from_base(
     context: Words | None = None,
 ) -> Moved:
     """Return a chunk as differences from a base, or from what a predictor made: what `_record` needs."""
-    found, classes = transforms.from_base(raw, width, coding, base, predictor, string, context)
-    level = replace(level, segment=1 << 17)  # what a segment costs is much of what little there is
+    return _class_blocks(*transforms.from_base(raw, width, coding, base, predictor, string, context), width, level)
+
+
+def _difference(
+    raw: U8, width: int, level: Level, run: int, chunk: int, total: int, found: Transformed, classes: list[Words]
+) -> EncodedChunk:
+    """Return the record of a chunk that `transforms.from_base` has taken apart: by one kernel, where that knows the level."""
+    strings = [_string_block(found.side_a, level), _string_block(found.side_b, level)]
+    if level.codecs == (RANS,) and not level.exhaustive and classes:
+        made = _classes_at_once(raw, width, run, chunk, total, found, strings, [c.size for c in classes])
+        if made is not None:
+            return made
+    moved, blocks = _class_blocks(found, classes, width, level)
+    return _record(PLANES, blocks, raw, width, run, chunk, total, moved)
+
+
+def _classes_at_once(
+    raw: U8, width: int, run: int, chunk: int, total: int, found: Transformed, strings: list[Coded], sizes: list[int]
+) -> EncodedChunk | None:
+    """Return the record that `_record` makes of the classes' blocks; None while the kernel is not worth compiling."""
+    room, each = delta.classed(sum(sizes), WORD[width])
+    cuts = [(k * each + a, b - a) for k, size in enumerate(sizes) for a, b in pairwise(group_cuts([size]))]
+    begins, counts = np.array(cuts, np.int64).reshape(-1, 2).T.copy()
+    head = TransformHead(
+        found.inner.size // width, width, found.a, found.side_a.size, found.side_b.size, found.b, found.c, found.v
+    )
+    front = head.write() + b"".join(c.block.write() for c in strings) + found.sizes
+    entries = ChunkHead.SIZE + len(front)
+    at = entries + Block.SIZE * width * len(cuts)
+    record = recycle(align(at, ALIGN) + _stored(strings) + sum(sizes) * width * 9 // 8 + 65536)
+    record[ChunkHead.SIZE : entries] = np.frombuffer(front, np.uint8)
+    mask = 0
+    for c in strings:
+        if c.block.stored or c.block.codec:
+            mask |= 1 << c.block.codec
+        start = payload_start(at, c.block.stored)
+        record[at:start] = 0
+        at = start
+        for piece in c.payload:
+            record[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
+            at += len(piece)
+    done = encode_planes(room, begins, counts, _CLASS_SEGMENT, record, entries, at)
+    if done is None:
+        return None
+    end, _, codecs = done
+    length = align(end, ALIGN)
+    record[end:length] = 0
+    inputs = len(predictors.ROLES[found.v])
+    fixed = ChunkHead(length, run, chunk, raw.size // width, PLANES.wire_id, width, transforms.DELTA, inputs, total)
+    record[: ChunkHead.SIZE] = np.frombuffer(CHUNK + bytes(8) + fixed.write(), np.uint8)
+    record = record[:length]
+    record[8:16] = np.frombuffer(sum64(record[16:]).to_bytes(8, "little"), np.uint8)
+    return EncodedChunk(record.data, mask | codecs)
+
+
+def _class_blocks(found: Transformed, classes: list[Words], width: int, level: Level) -> Moved:
+    level = replace(level, segment=_CLASS_SEGMENT)
     groups = [words[a:b] for words in classes for a, b in pairwise(group_cuts([words.size]))]
     blocks: list[Coded] = []
     most = [int(words.max()) for words in groups]

@@ -9,6 +9,7 @@ import numpy as np
 
 from tzip.coders.arrays import U8
 from tzip.coders.errors import TzipError, UnsupportedError, UsageError
+from tzip.formats.catalogue import STRIDED
 from tzip.formats.dtypes import Dtype
 from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.reader import ArchiveReader
@@ -56,6 +57,10 @@ class Tensors(Protocol):
 
     def in_chunks(self, row: int) -> bool:
         """Whether the bytes of a tensor lie in chunks as they are: not inline, and not strided."""
+        ...
+
+    def decode_chunk(self, run: int, chunk: int, out: U8 | None = None) -> U8:
+        """Return the bytes of a chunk, decoded on the CPU into `out`."""
         ...
 
     def base_bytes(self, run: int, chunk: int) -> U8:
@@ -146,13 +151,13 @@ def _base_finder(archive: Tensors, device: Any, bases: Mapping[str, Any] | None)
         width = int(archive.reader.index["r_width"][run])
         begin = chunk * CHUNK_ELEMENTS * width
         end = begin + archive.reader.chunk_elements(run, chunk) * width
-        for first, length, name in archive.input_spans(run):
+        for first, length, name in archive.input_spans(run):  # raises where a role is not known
             address, size = places.get(name, (0, 0))
             if first <= begin and end <= first + length <= first + size and (address + begin - first) % width == 0:
                 return address + begin - first
         return 0
 
-    return find if places else lambda run, chunk: 0
+    return find
 
 
 def _on_device(
@@ -166,11 +171,13 @@ def _on_device(
     uses: dict[tuple[int, int], list[Use]] = {}
     rows: dict[tuple[int, int], int] = {}
     whole: list[tuple[Part, Any]] = []
+    strided = 0
     for part, memory in zip(parts, memories, strict=True):
         if not part.nbytes:
             continue
         if not archive.in_chunks(part.row):
             whole.append((part, memory))
+            strided += int(archive.reader.index["t_layout"][part.row]) == STRIDED
             continue
         for run, chunk, low, high, at in archive.spans(part.row, part.begin, part.nbytes):
             uses.setdefault((run, chunk), []).append(Use(low, high, memory.address + at))
@@ -186,17 +193,17 @@ def _on_device(
         archive.read_into([(part.row, part.begin, raw)], threads)
         device.upload(raw, memory.address, "work")
         device.wait(device.mark("work"))
+    told = [f"{strided} of {len(parts)} tensors (strided)"] if strided else []
     if wanted:
         finder = _base_finder(archive, device, bases)
-        with Ring(device, archive.reader, archive.base_bytes, finder, min(thread_count(threads), 8)) as ring:
+        count = min(thread_count(threads), 8)
+        with Ring(device, archive.reader, archive.decode_chunk, archive.base_bytes, finder, count) as ring:
             ring.load(wanted)
         if ring.counts.cpu:
             total = ring.counts.cpu + ring.counts.device
-            reasons = ", ".join(sorted(ring.counts.reasons))
-            warnings.warn(
-                f"{ring.counts.cpu} of {total} chunks were decoded on the CPU, not on {device.name}: {reasons}",
-                stacklevel=4,
-            )
+            told.append(f"{ring.counts.cpu} of {total} chunks ({', '.join(sorted(ring.counts.reasons))})")
+    if told:
+        warnings.warn(f"decoded on the CPU, not on {device.name}: {'; '.join(told)}", stacklevel=4)
     device.join()
     return [_device_tensor(part, memory, device, framework) for part, memory in zip(parts, memories, strict=True)]
 

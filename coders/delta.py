@@ -60,14 +60,19 @@ def add(apart: Words, base: Words, mode: int, out: Words) -> None:
 
 def by_class(apart: Words, classes: U8) -> list[Words]:
     """Return the elements of each class in order, eight arrays; in scratch memory."""
-    each = apart.size + 64  # a vector is stored whole behind the elements of its class
-    room = borrow("classed", CLASSES * each, apart.dtype)
+    room, each = classed(apart.size, apart.dtype)
     ends = np.arange(CLASSES) * each
     first = 0
     if tier() == AVX512 and apart.itemsize in (2, 4):
         first = _partition_vectors(apart, classes, ends, room)
     _partition(apart, classes, first, ends, room)
     return [room[k * each : end] for k, end in enumerate(ends.tolist())]
+
+
+def classed(n: int, dtype: Any) -> tuple[Words, int]:
+    """Return the scratch memory in which `by_class` puts n elements, and how far apart the classes begin there."""
+    each = n + 64  # a vector is stored whole behind the elements of its class
+    return borrow("classed", CLASSES * each, dtype), each
 
 
 def in_order(inner: Words, classes: U8, counts: I64) -> Words:

@@ -15,9 +15,9 @@ from test_chunks import decode_slowly, fate
 
 from tzip import chunks, encoding, plan
 from tzip.chunks import SLACK, decode_chunk
-from tzip.coders import planes, record_planner
+from tzip.coders import planes, record_planner, transforms
 from tzip.coders.huffman import HuffmanTable
-from tzip.coders.planes import Window
+from tzip.coders.planes import PLANES, Window
 from tzip.coders.rans import RansTable
 from tzip.coders.record_encoder import encode_record
 from tzip.coders.sums import sum64
@@ -368,3 +368,70 @@ def test_threads_do_not_disturb_each_other():
     alone = [coded(i) for i in range(8)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(coded, [*range(8)] * 10)) == alone * 10
+
+
+@pytest.mark.parametrize("coding", ["bf16", "f16", "f32", "f64", "planes"])
+@pytest.mark.parametrize("n", [1, 33, 9000, 300_000])
+def test_differences_coded_at_once_are_those_coded_block_by_block(coding: str, n: int) -> None:
+    """Classes of every size, masks, constants, dense bytes, escapes: the same record, byte for byte, and it decodes."""
+    width = {"bf16": 2, "f16": 2, "f32": 4, "f64": 8, "planes": 4}[coding]
+    rng = np.random.default_rng(n + width)
+    kind = {"f16": np.float16, "f64": np.float64}.get(coding, np.float32)
+    checked = 0
+    for step, share in ((1e-6, 1.0), (1e-3, 1.0), (1e-3, 0.02), (0.1, 0.3), (30.0, 1.0)):
+        old = (rng.standard_normal(n) * 0.02).astype(kind)
+        new = old + (rng.standard_normal(n) * step * (rng.random(n) < share)).astype(kind)
+        a, b = (x.astype(kind) for x in (old, new))
+        if coding == "bf16":
+            a, b = ((x.view(np.uint32) >> 16).astype(np.uint16) for x in (a, b))
+        base, raw = a.view(np.uint8), b.view(np.uint8)
+        if np.array_equal(base, raw):
+            continue
+        found, classes = transforms.from_base(raw, width, coding, base)
+        level = LEVELS["default"]
+        strings = [encoding._string_block(s, level) for s in (found.side_a, found.side_b)]
+        sizes = [c.size for c in classes]
+        made = encoding._classes_at_once(raw, width, 5, 0, sum64(raw), found, strings, sizes)
+        moved, blocks = encoding._class_blocks(found, classes, width, level)
+        wanted = encoding._record(PLANES, blocks, raw, width, 5, 0, sum64(raw), moved)
+        assert made is not None
+        assert bytes(made.record) == bytes(wanted.record)
+        assert made.codecs == wanted.codecs
+        buffer = np.zeros(len(made.record) + SLACK, np.uint8)
+        buffer[: len(made.record)] = np.frombuffer(made.record, np.uint8)
+        out = np.empty(raw.size, np.uint8)
+        decode_chunk(buffer, len(made.record), 5, 0, n, width, out, base=base)
+        assert np.array_equal(out, raw)
+        checked += 1
+    assert checked
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_planes_decoded_at_once_are_those_decoded_block_by_block(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of one's own and shared ones, constants, raw planes; and a damaged one is refused by both."""
+    rng = np.random.default_rng(width)
+    words = np.abs(rng.standard_normal(700_001) * 40).astype(f"<u{width}")
+    words[5::40_000] = 111  # rare: escapes
+    raw = words.view(np.uint8)
+    encoded = encoding.encode_chunk(raw, width, "planes", LEVELS["default"], 0, 0)
+    buffer = np.zeros(len(encoded.record) + SLACK, np.uint8)
+    buffer[: len(encoded.record)] = np.frombuffer(encoded.record, np.uint8)
+    asked = []
+    real = chunks.decode_planes
+
+    def told(*args):
+        asked.append(real(*args))
+        return asked[-1]
+
+    def decoded() -> bytes:
+        out = np.empty(raw.size, np.uint8)
+        decode_chunk(buffer, len(encoded.record), 0, 0, words.size, width, out)
+        return out.tobytes()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks, "decode_planes", told)
+        assert decoded() == raw.tobytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(chunks, "decode_planes", lambda *args: False)
+        assert decoded() == raw.tobytes()
+    assert asked == [True]
