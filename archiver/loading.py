@@ -145,14 +145,17 @@ def _around(
 
 def _base_finder(archive: Tensors, device: Any, bases: Mapping[str, Any] | None) -> Callable[[int, int], int]:
     """Return what says where on the device the base bytes of a chunk are: 0 unless all are in one tensor that was given."""
+    index = archive.reader.index
+    starts = np.concatenate([[0], np.cumsum(index["r_inputs"])])
     places: dict[str, tuple[int, int]] = {name: device.place_of(array) for name, array in (bases or {}).items()}
 
     def find(run: int, chunk: int) -> int:
-        width = int(archive.reader.index["r_width"][run])
+        width = int(index["r_width"][run])
         begin = chunk * CHUNK_ELEMENTS * width
         end = begin + archive.reader.chunk_elements(run, chunk) * width
-        for first, length, name in archive.input_spans(run):  # raises where a role is not known
-            address, size = places.get(name, (0, 0))
+        # Raises where a role is not known. Bases come before the inputs of other roles.
+        for i, (first, length, name) in enumerate(archive.input_spans(run), int(starts[run])):
+            address, size = (0, 0) if i in index.inner_tensors else places.get(name, (0, 0))
             if first <= begin and end <= first + length <= first + size and (address + begin - first) % width == 0:
                 return address + begin - first
         return 0

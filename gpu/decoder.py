@@ -16,7 +16,8 @@ from tzip.coders import describing
 from tzip.coders.arrays import U8, U32
 from tzip.coders.errors import CorruptError, TruncatedError, TzipError
 from tzip.coders.planes import BYTES, SPLITS, Split
-from tzip.coders.registry import CONSTANT, HUFFMAN, RANS, RAW, ZSTD
+from tzip.coders.predictors import NAMES
+from tzip.coders.registry import ADAPTIVE, CONSTANT, HUFFMAN, RANS, RAW, ZSTD
 from tzip.coders.tables import segment_size
 from tzip.coders.transforms import (
     CLASSED,
@@ -28,6 +29,8 @@ from tzip.coders.transforms import (
     RECORDS,
     ROWS,
     SPARSE,
+    TRANSFORMS,
+    UNCHANGED,
 )
 from tzip.formats.layout import Block, TransformHead, group_size
 from tzip.gpu import jobs
@@ -36,6 +39,8 @@ from tzip.gpu.devices import Device
 ROOM = (1 << 18) + 8192  # bytes behind payloads that may be read: a segment of 2^17 symbols reads two for each at most
 MOST_JOBS = 1 << 20  # bytes of the jobs of one chunk, which has 304 blocks or fewer
 _SHORT_CHAINS = 64  # a difference over fewer elements is a few long chains, which the CPU adds faster
+_SELDOM = {ZSTD: "zstandard", ADAPTIVE: "the adaptive range coder"}  # blocks that kernels do not decode
+_TURNED = 2  # the parameter a of a delta (FORMAT.md, 6.4)
 _TABLES = {HUFFMAN: 64, RANS: 132}  # bytes of a segment before its table
 
 
@@ -70,7 +75,9 @@ class NoSpaceError(Exception):
 
 
 class LeftToCpuError(Exception):
-    """The chunk has a form that kernels do not decode: a frame of zstandard, or a transform of few long chains."""
+    """The chunk has a form that kernels do not decode: a frame of zstandard or bits of the adaptive range coder, a prediction,
+    a vocabulary, or a difference of few long chains.
+    """
 
 
 class Batch:
@@ -93,6 +100,7 @@ class Batch:
         self._sums: tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]] = ([], [])
         self._transforms: list[tuple[Any, ...]] = []
         self._copies: list[tuple[int, int, int, int]] = []
+        self._unchanged: list[tuple[int, int, int, int]] = []
         self._status = self._end = 0
         self._launches: list[tuple[str, int, int, int]] = []
         self._base = -(-(blob.address + blob.used) // 16) * 16  # where the groups will be
@@ -135,7 +143,7 @@ class Batch:
         for block in layout.strings + layout.blocks:
             if block.codec in _TABLES and 4 * block.escapes + _TABLES[block.codec] * block.segments > block.stored:
                 raise TruncatedError("a block ends within its escapes or states")
-        if layout.head.transform == DELTA and not item.base:
+        if layout.head.transform in (DELTA, UNCHANGED) and not item.base:
             raise CorruptError("a chunk is a difference from another tensor, and its run names none")
         ordinal = len(self.items)
         self.items.append(item)
@@ -143,7 +151,9 @@ class Batch:
         self._cost += 2048 + 2 * sum(256 + 2 * b.segments + b.escapes // 2048 for b in layout.strings + layout.blocks)
         self._cost += (40 * item.width + 8 * 5) * _parts(item.elements) * (2 if layout.transform else 1)
         count = len(layout.strings)
-        if layout.transform is None:
+        if layout.head.transform == UNCHANGED:
+            self._unchanged.append((item.base, item.out, item.elements * item.width, 0))
+        elif layout.transform is None:
             self._elements(ordinal, item, layout, starts, item.out, None)
         else:
             self._transformed(ordinal, item, layout, layout.transform, starts[:count], starts[count:])
@@ -355,6 +365,7 @@ class Batch:
         keys = [_parts(row[2]) for row in self._keys] + [_parts(n) for n in usual.keys["count"].tolist()]
         plan("put_escapes", of(jobs.ESCAPE_JOB, self._keys, usual.keys), keys)
         self._plan_transforms(plan, of(jobs.TRANSFORM_JOB, self._transforms))
+        plan("copy_parts", of(jobs.COPY_JOB, self._unchanged), [_parts(row[2]) for row in self._unchanged])
         plan("sum_stripes", sums, jobs.units(stripes[1], chunks))
         plan("sum_compare", sums, np.array([(i, min(1024, 2 * chunks - i)) for i in range(0, 2 * chunks, 1024)], jobs.UNIT))
         plan("copy_parts", of(jobs.COPY_JOB, self._copies), [_parts(row[2]) for row in self._copies])
@@ -411,12 +422,19 @@ def _parts(size: int) -> int:
 
 
 def _check_buildable(layout: Layout) -> None:
-    if any(block.codec == ZSTD for block in layout.strings + layout.blocks):
-        raise LeftToCpuError("zstandard")
-    kind = layout.head.transform
-    if kind not in (0, PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS):
-        raise LeftToCpuError(f"transform {kind}")
-    if kind == DIFFERENCE and layout.transform is not None and 1 < layout.transform.b < _SHORT_CHAINS:
+    for block in layout.strings + layout.blocks:
+        if block.codec in _SELDOM:
+            raise LeftToCpuError(_SELDOM[block.codec])
+    kind, head = layout.head.transform, layout.transform
+    if kind not in (0, PALETTE, GRID, SPARSE, DIFFERENCE, OFFSET, ROWS, DELTA, RECORDS, UNCHANGED):
+        raise LeftToCpuError(TRANSFORMS[kind])
+    if head is None:
+        return
+    if kind == DELTA and head.v:
+        raise LeftToCpuError(f"prediction ({NAMES[head.v]})")
+    if kind == DELTA and head.a == _TURNED:
+        raise LeftToCpuError("a turned difference")
+    if kind == DIFFERENCE and 1 < head.b < _SHORT_CHAINS:
         raise LeftToCpuError("a difference over few elements")
 
 

@@ -13,9 +13,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from tzip.chunks import SLACK, decode_chunk
+from tzip.chunks import HEAD_BYTES, SLACK, decode_chunk, needs
 from tzip.coders.arrays import U8, U32
 from tzip.coders.errors import CorruptError, TruncatedError, TzipError
+from tzip.coders.transforms import DELTA
 from tzip.formats.layout import WIDE_ALIGN, align
 from tzip.formats.reader import ArchiveReader
 from tzip.gpu.decoder import MOST_JOBS, ROOM, Batch, Item, LeftToCpuError, failure, most_scratch
@@ -107,8 +108,9 @@ class _Slot:
 
 
 class Ring:
-    """Loads chunks of one archive to a device. `base_at` returns where on the device the base bytes of a chunk of a run with
-    inputs are, 0 when they are not there; then `base_of` returns them.
+    """Loads chunks of one archive to a device. `decode` fills an array with a chunk on the CPU, whatever it is made from.
+    `base_at` returns where on the device the base bytes of a chunk of a run with inputs are, 0 when they are not there; then
+    `base_of` returns them.
 
     Use it in a `with` statement.
     """
@@ -117,18 +119,22 @@ class Ring:
         self,
         device: Device,
         reader: ArchiveReader,
+        decode: Callable[[int, int, U8], U8],
         base_of: Callable[[int, int], U8],
         base_at: Callable[[int, int], int],
         threads: int,
     ) -> None:
         self._device = device
         self._reader = reader
+        self._decode = decode
         self._base_of = base_of
         self._base_at = base_at
         self._size = BUFFER
         self._scratch = device.take(0)
         self._slots = 0
-        self._pool = ThreadPoolExecutor(max(1, threads), "tzip-read")
+        self._threads = max(1, threads)
+        self._pool = ThreadPoolExecutor(self._threads, "tzip-read")
+        self._left: deque[tuple[_Chunk, int, Future[U8]]] = deque()  # chunks that the CPU decodes, and where they go
         self.counts = Counts()
 
     def __enter__(self) -> Self:
@@ -146,8 +152,8 @@ class Ring:
         """
         shares = list(self._shares(wanted))
         self._size = align(max(share.end for share in shares), 256)
-        needs = [_needed(w, self._nbytes(w), bool(self._reader.index["r_inputs"][w.run])) for w in wanted]
-        self._scratch = self._device.take(max(*needs, min(SCRATCH, sum(needs))))
+        room = [_needed(w, self._nbytes(w), bool(self._reader.index["r_inputs"][w.run])) for w in wanted]
+        self._scratch = self._device.take(max(*room, min(SCRATCH, sum(room))))
         self._reader.source.expect([(offset, size) for s in shares for offset, _, size in s.pieces()])
         free: list[_Slot] = []
         reading: deque[_Slot] = deque()
@@ -235,22 +241,28 @@ class Ring:
         reader = self._reader
         length = reader.chunk_at(w.run, w.chunk)[1]
         record = slot.host[place : place + length + SLACK]
+        inputs = bool(int(reader.index["r_inputs"][w.run]))
         try:
             check = reader.chunk_check(w.run, w.chunk, memoryview(record))
-            # A copy: what is given is scratch memory, and the chunk may be decoded once more to say what is wrong.
-            based = bool(int(reader.index["r_inputs"][w.run]))
-            base_at = self._base_at(w.run, w.chunk) if based else 0
-            base = self._base_of(w.run, w.chunk).copy() if based and not base_at else None
+            base_at = self._base_at(w.run, w.chunk) if inputs else 0  # which proves the roles, needed or not
         except TzipError as e:
             raise w.place(e) from None
+        try:
+            based, predicted = _leans(memoryview(record)[:length])
+            based = based and inputs
+            # A copy: what is given is scratch memory, and the chunk may be decoded once more to say what is wrong.
+            base = self._base_of(w.run, w.chunk).copy() if based and not base_at else None
+        except TzipError as e:
+            raise self._placed_error(w, e) from None
         elements, width = reader.chunk_elements(w.run, w.chunk), int(reader.index["r_width"][w.run])
-        return _Chunk(w, record, length, slot.memory.address + place, elements, width, check, base, base_at)
+        address, base_at = slot.memory.address + place, base_at if based else 0
+        return _Chunk(w, record, length, address, elements, width, check, base, base_at, predicted)
 
     def _nbytes(self, w: Wanted) -> int:
         return self._reader.chunk_elements(w.run, w.chunk) * int(self._reader.index["r_width"][w.run])
 
     def _add(self, batch: Batch, chunk: "_Chunk", members: list[Wanted]) -> None:
-        """Add a chunk to the batch, or decode it here when the device does not know its form."""
+        """Add a chunk to the batch, or let the CPU decode it when kernels do not know its form."""
         w, size = chunk.wanted, chunk.size
         run = self._reader.run_ordinal(w.run)
         out = w.uses[0].address if _whole(w, size) else batch.scratch(size)
@@ -265,8 +277,8 @@ class Ring:
         except LeftToCpuError as e:
             self.counts.cpu += 1
             self.counts.reasons.add(str(e))
-            self._device.upload(self._with_base(chunk).decode(run), out, "work")
-            self._device.wait(self._device.mark("work"))  # the memory goes now
+            self._settle(self._threads - 1)
+            self._left.append((chunk, out, self._pool.submit(self._decoded, chunk)))
         else:
             self.counts.device += 1
             members.append(w)
@@ -276,11 +288,30 @@ class Ring:
             for use in w.uses:
                 batch.copy(out + use.low, use.address, use.high - use.low)
 
+    def _settle(self, most: int) -> None:
+        """Copy what the CPU has decoded to the device until at most so many chunks are left; raises what is wrong with one."""
+        while len(self._left) > most:
+            chunk, out, made = self._left.popleft()
+            try:
+                raw = made.result()
+            except TzipError as e:
+                raise self._placed_error(chunk.wanted, e) from None
+            self._device.upload(raw, out, "work")
+            self._device.wait(self._device.mark("work"))  # the memory goes now
+
+    def _decoded(self, chunk: "_Chunk") -> U8:
+        """Return the bytes of a chunk, decoded on the CPU."""
+        w = chunk.wanted
+        if chunk.predicted:
+            return self._decode(w.run, w.chunk, np.empty(chunk.size, np.uint8))
+        return self._with_base(chunk).decode(self._reader.run_ordinal(w.run))
+
     def _with_base(self, chunk: "_Chunk") -> "_Chunk":
         """Return a chunk with its base on the host."""
         return replace(chunk, base=self._base_of(chunk.wanted.run, chunk.wanted.chunk).copy()) if chunk.base_at else chunk
 
     def _launch(self, slot: _Slot, batch: Batch, members: list[Wanted]) -> None:
+        self._settle(0)  # the batch may copy from these
         if not batch.empty:
             batch.plan()
             batch.launch(self._device)
@@ -311,13 +342,22 @@ class Ring:
     def _worded(self, chunk: "_Chunk", error: TzipError) -> TzipError:
         """Return what the CPU says of a chunk whose record is wrong: the first thing may be that its check is."""
         try:
-            self._with_base(chunk).decode(self._reader.run_ordinal(chunk.wanted.run))
+            self._decoded(chunk)
         except TzipError as e:
             error = e
         return self._placed_error(chunk.wanted, error)
 
     def _placed_error(self, w: Wanted, error: TzipError) -> TzipError:
         return w.place(error.at(path=self._reader.source.name, offset=self._reader.chunk_at(w.run, w.chunk)[0]))
+
+
+def _leans(record: memoryview) -> tuple[bool, bool]:
+    """Return whether a chunk is a difference from its base bytes, or these; and whether it is one from a prediction. Nothing of
+    the record is proven.
+    """
+    roles, _ = needs(record[:HEAD_BYTES])
+    predicted = len(record) >= HEAD_BYTES and record[38] == DELTA and any(record[HEAD_BYTES - 8 : HEAD_BYTES])
+    return bool(roles) and not predicted, predicted
 
 
 def _whole(w: Wanted, size: int) -> bool:
@@ -343,6 +383,7 @@ class _Chunk:
     check: int
     base: U8 | None
     base_at: int
+    predicted: bool
 
     @property
     def size(self) -> int:

@@ -113,12 +113,13 @@ KERNEL(256) expand(const TransformJob* jobs, const Unit* units, u32* status, u64
     if (job.kind == PALETTE) {
       const u32 bits = job.parameter, each = 8 / bits;
       const u32 byte = load<u8>(job.inner + i / each), index = byte >> i % each * bits & ((1u << bits) - 1);
-      if (index >= job.size_a / job.width) {
+      const u32 values = job.size_a / job.width;  // their highest bytes first, then the next ones
+      if (index >= values) {
         fail(status, job.chunk, BAD_INDEX);
         continue;
       }
       if (i + 1 == job.n && byte >> (i % each * bits) >> bits) fail(status, job.chunk, BAD_INDEX);
-      x = element(job.a, index, job.width);
+      for (u32 k = 0; k < job.width; ++k) x = x << 8 | load<u8>(job.a + k * values + index);
     } else if (job.kind == GRID) {
       const u32 code = load<u8>(job.inner + i), block = i < job.first ? 0 : 1 + (i - job.first) / job.step;
       bool finite;
@@ -225,7 +226,7 @@ KERNEL(32) add_tiles(const TransformJob* jobs, const Unit* units, u32* status, u
   const TransformJob job = jobs[unit.job];
   const u32 tiles = (job.n + TILE - 1) / TILE, k = threadIdx.x;
   if (job.kind == DIFFERENCE) {
-    u64 total = job.v;
+    u64 total = job.v - job.first;  // the element before the first
     for (u32 i = 0; k == 0 && i < tiles; ++i) {
       const u64 x = load_again<u64>(job.work + 8 * (u64)i);
       store<u64>(job.work + 8 * (u64)i, total);
@@ -300,20 +301,20 @@ KERNEL(256) place_tiles(const TransformJob* jobs, const Unit* units, u32* status
   }
 }
 
-// Differences from the element `step` before: a thread a chain.
+// Differences from the element `step` before, of which `step` stand on a ramp before the first one: a thread a chain.
 KERNEL(256) add_chains(const TransformJob* jobs, const Unit* units, u32* status, u64 limit) {
   const Unit unit = units[blockIdx.x];
   const TransformJob job = jobs[unit.job];
   const u32 chain = unit.part * 256 + threadIdx.x;
   if (chain >= job.step) return;
-  u64 x = job.v;
+  u64 x = job.v - (u64)(job.step - chain) * job.first;
   for (u64 i = chain; i < job.n; i += job.step) {
     x += element(job.inner, (u32)i, job.width);
     put_element(job.out, (u32)i, job.width, x);
   }
 }
 
-// Bytes that a tensor takes from a chunk that others share.
+// Bytes that a tensor takes from a chunk that others share, or an unchanged chunk from its base.
 struct CopyJob { u64 from, to; u32 bytes, reserved; };
 
 KERNEL(256) copy_parts(const CopyJob* jobs, const Unit* units, u32* status, u64 limit) {

@@ -24,7 +24,7 @@ from tzip.gpu.jobs import Blob
 
 HERE = Path(__file__).resolve().parent / "emulation"
 KERNELS = HERE.parent.parent / "gpu"
-SANITIZED = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
+SANITIZED = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 
 
 @cache

@@ -17,15 +17,16 @@ from hypothesis import strategies as st
 from strategies import CONSTANT, HUFFMAN, RANS, RAW, ZSTANDARD, Taste
 from test_chunks import CODINGS, KINDS, RECORDS, SPLITS, alike, decode, fate, no_sums
 
-from tzip.coders import describing, planes
+from tzip.coders import describing, planes, predictors
 from tzip.coders.errors import CorruptError, TruncatedError, UnsupportedError
-from tzip.encoding import encode_chunk
+from tzip.encoding import _unchanged, encode_chunk
 from tzip.gpu import jobs
 from tzip.gpu.decoder import Batch, Item, LeftToCpuError, failure
 from tzip.gpu.devices import SOURCES, THREADS, source_text
 from tzip.plan import LEVELS
 
 CODED = Taste(codecs=(RAW, CONSTANT, HUFFMAN, RANS))
+DECODED = {kind: number for kind, number in KINDS.items() if kind != "vocabulary"}  # by kernels
 HERE = Path(__file__).resolve().parent
 
 
@@ -113,7 +114,7 @@ def random_chunk(seed, split, width, n, taste=CODED):
     return unframed(lambda seed: [strategies.random_chunk(np.random.default_rng(seed), split, width, n, taste)], seed)[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODED)
 @given(st.integers(1, 9000), st.integers(0, 2**32 - 1))
 @settings(max_examples=25)
 def test_all_transforms_that_the_format_allows(device, kind, n, seed):
@@ -125,12 +126,49 @@ def test_all_transforms_that_the_format_allows(device, kind, n, seed):
         check(device, chunk)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DECODED)
 def test_transforms_of_several_groups(device, kind):
     chunk, transform = random_transform(KINDS[kind], KINDS[kind], 2**18 + 12345, Taste(codecs=(RAW, HUFFMAN, RANS)), a=8)
     if kind == "difference":
         assert transform.b == 1 or transform.b >= 64
     check(device, chunk)
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_palettes_of_every_width(device, width):
+    for bits in (1, 2, 4, 8):
+        for n in (1, 7, 777):
+            check(device, random_transform(n, KINDS["palette"], n, width=width, a=bits)[0])
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_differences_that_begin_with_a_ramp(device, width):
+    seen = set()
+    for seed in range(60):
+        chunk, transform = random_transform(seed, KINDS["difference"], 300 + 71 * seed, width=width)
+        if transform.c and (transform.b == 1 or transform.b >= 64):
+            check(device, chunk)
+            seen.add((transform.b == 1, transform.c == 2**32 - 1))
+    assert len(seen) == 4
+    ramp = np.arange(5000, dtype=f"<u{width}") * 3
+    assert check_raw(device, ramp.view(np.uint8), width, "planes", "default")
+
+
+def unchanged(n, width, seed=0):
+    """A chunk that is its base (section 6.7)."""
+    raw = np.frombuffer(np.random.default_rng(seed).bytes(n * width), np.uint8)
+    return strategies.Chunk(bytes(_unchanged(raw, width, 0, 0).record), raw.tobytes(), 0, width, raw.tobytes())
+
+
+def test_unchanged_chunks(device):
+    for n, width in ((1, 1), (3, 8), (1001, 2), (2**18 + 7, 4)):
+        chunk = unchanged(n, width)
+        assert len(chunk.record) == 48
+        check(device, chunk)
+        base = bytes([chunk.base[0] ^ 1]) + chunk.base[1:]
+        assert decode_on(device, chunk.record, n, width, base=base)[0] == jobs.BAD_DECODED_SUM
+    with pytest.raises(CorruptError, match="its run names none"):
+        decode_on(device, chunk.record, n, width)
 
 
 def test_threads_in_the_reverse_order_give_the_same(device):
@@ -140,7 +178,7 @@ def test_threads_in_the_reverse_order_give_the_same(device):
     for _ in range(30):
         split, width = SPLITS[rng.integers(len(SPLITS))]
         check(backwards, random_chunk(int(rng.integers(1 << 30)), split, width, int(rng.integers(1, 9000))))
-    for kind in KINDS.values():
+    for kind in DECODED.values():
         chunk, transform = random_transform(kind, kind, 6000)
         if kind != KINDS["difference"] or transform.b == 1 or transform.b >= 64:
             check(backwards, chunk)
@@ -156,10 +194,46 @@ def test_streams_that_end_where_the_memory_ends(device, codec):
 # ---- what is left to the CPU
 
 
-def test_frames_are_left_to_the_cpu(device):
-    chunk = strategies.random_chunk(np.random.default_rng(1), 1, 2, 500, Taste(codecs=(ZSTANDARD,)))
-    with pytest.raises(LeftToCpuError, match="zstandard"):
+def turned(seed, n):
+    """A difference as it is encoded for a turned base: by hand, from an ordered one."""
+    chunk, _ = random_transform(seed, KINDS["delta"], n)
+    record = bytearray(chunk.record)
+    record[53] = 2
+    return dataclasses.replace(chunk, record=strategies.rechecked(record))
+
+
+def predicted(number):
+    """A chunk whose predictor has that number; its parameters are whatever it is given."""
+    chunk, _ = random_transform(3, KINDS["delta"], 64, width=4)
+    record = bytearray(chunk.record)
+    record[39], record[72:80] = len(predictors.ROLES[number]), number.to_bytes(8, "little")
+    return dataclasses.replace(chunk, record=strategies.rechecked(record))
+
+
+def adaptive():
+    """A difference at the level that codes small classes in the adaptive range coder."""
+    rng = np.random.default_rng(1)
+    base = strategies.array("normal", 9000, 2, "bf16")
+    raw = (base.view(np.uint16) + (rng.random(9000) < 0.3).astype(np.uint16)).view(np.uint8)
+    made = encode_chunk(raw, 2, "bf16", LEVELS["max"], 0, 0, 0, 0, base)
+    assert made.codecs >> 7 & 1
+    return strategies.Chunk(bytes(made.record), raw.tobytes(), 1, 2, base.tobytes())
+
+
+@pytest.mark.parametrize(("make", "reason"), [
+    (lambda: strategies.random_chunk(np.random.default_rng(1), 1, 2, 500, Taste(codecs=(ZSTANDARD,))), "zstandard"),
+    (adaptive, "the adaptive range coder"),
+    (lambda: random_transform(1, KINDS["vocabulary"], 500)[0], "vocabulary"),
+    (lambda: turned(1, 500), "a turned difference"),
+    (lambda: predicted(predictors.LEVELS), "rows and columns"),
+])  # fmt: skip
+def test_what_kernels_do_not_decode_is_left_to_the_cpu(device, make, reason):
+    chunk = make()
+    with pytest.raises(LeftToCpuError, match=reason):
         check(device, chunk)
+    broken = chunk.record[:36] + bytes([chunk.record[36] ^ 64]) + chunk.record[37:]
+    with pytest.raises((CorruptError, UnsupportedError)):  # what the header shows is told at once
+        check(device, dataclasses.replace(chunk, record=broken))
 
 
 # ---- the same refused
@@ -183,7 +257,7 @@ def plain_records():
     yield "bf16 with raw rests", strategies.random_chunk(rng, 2, 2, 45, Taste(codecs=(RANS, RAW), escape=1, most_symbols=6))
     yield "f64", strategies.random_chunk(rng, 5, 8, 40, Taste(codecs=(RANS, CONSTANT), escape=1, most_symbols=4))
     yield "planes", strategies.random_chunk(rng, 1, 2, 33, Taste(codecs=(RANS, HUFFMAN), escape=1, most_symbols=9))
-    for kind, number in KINDS.items():
+    for kind, number in DECODED.items():
         if kind != "difference":  # of a few elements, which the CPU adds up
             yield kind, random_transform(1, number, 60, Taste(codecs=(RAW, CONSTANT)))[0]
 
@@ -373,6 +447,14 @@ FAULTS = (
 )
 
 
+def test_the_emulation_for_other_cpus_does_the_same():
+    """There is nothing of x86-64 in it then, and it is slower."""
+    other = EmulatedDevice(("-O0", "-DTZIP_UCONTEXT"))
+    for seed, (split, width) in enumerate(SPLITS):
+        check(other, random_chunk(seed, split, width, 700))
+    check(other, random_transform(3, KINDS["sparse"], 6000)[0])
+
+
 @pytest.mark.parametrize("message", FAULTS)
 def test_the_emulation_aborts_where_a_gpu_would_hang(message):
     fault = FAULTS.index(message)
@@ -426,9 +508,12 @@ def hostile(count):
             chunk = random_transform(seed, KINDS["delta"], n)[0]
         elif seed % 3:
             chunk = random_chunk(seed, *SPLITS[seed % len(SPLITS)], n)
+        elif seed % 27 == 0:
+            chunk = unchanged(n, 1 << seed % 4, seed)
         else:
             chunk = random_transform(seed, 1 + seed // 3 % 8, n)[0]
-        fates = [fate_on(device, chunk, chunk.record), *(fate_on(lenient, chunk, r) for r in damaged(rng, chunk.record, 5))]
+        broken = damaged(rng, chunk.record, 5) if len(chunk.record) > 48 else ()
+        fates = [fate_on(device, chunk, chunk.record), *(fate_on(lenient, chunk, r) for r in broken)]
         assert fates[0] == chunk.data or (fates[0] == "left" and chunk.record[38])
         if chunk.base:  # another base: more elements of a class than there are
             for _ in range(3):

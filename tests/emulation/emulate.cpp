@@ -10,7 +10,7 @@
 #include "rans.cuh"
 #include "transforms.cuh"
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(TZIP_UCONTEXT)
 extern "C" void switch_stacks(void** save, void* load);
 asm(R"(
 .text
@@ -35,13 +35,13 @@ switch_stacks:
 .size switch_stacks, .-switch_stacks
 )");
 #else
+#define TZIP_UCONTEXT
 #include <ucontext.h>
-// Contexts stand in for stack pointers: slower, and right everywhere.
+// Contexts stand in for stack pointers: slower, for other CPUs. That of a waiting fiber lies on its own stack.
 static void switch_stacks(void** save, void* load) {
-  ucontext_t* own = new ucontext_t;
-  *save = own;
-  swapcontext(own, (ucontext_t*)load);
-  delete own;
+  ucontext_t own;
+  *save = &own;
+  swapcontext(&own, (ucontext_t*)load);
 }
 #endif
 
@@ -145,17 +145,18 @@ static void start(int i) {
   t.meeting = NONE;
   t.line = 0;
   t.index = {(u32)i, 0, 0};
-#if defined(__x86_64__)
+#ifndef TZIP_UCONTEXT
   void** top = (void**)(t.stack + STACK - 64);
   top[-1] = nullptr;        // what `body` would return to; the stack is aligned as behind a call
   top[-2] = (void*)body;
   for (int r = 3; r <= 8; ++r) top[-r] = nullptr;
   t.stack_pointer = top - 8;
 #else
-  ucontext_t* context = new ucontext_t;
+  const size_t room = (sizeof(ucontext_t) + 63) / 64 * 64;  // at the stack's end: nobody needs to free it
+  ucontext_t* context = (ucontext_t*)(t.stack + STACK - room);
   getcontext(context);
   context->uc_stack.ss_sp = t.stack;
-  context->uc_stack.ss_size = STACK;
+  context->uc_stack.ss_size = STACK - room;
   context->uc_link = nullptr;
   makecontext(context, body, 0);
   t.stack_pointer = context;
