@@ -28,6 +28,7 @@ BUFFER = 32 << 20  # or one record, where that is larger: bfloat16 decodes to 48
 JOBS = 4 * MOST_JOBS
 SCRATCH = 80 << 20  # at most, and never less than one chunk of any kind needs
 GAP = 512  # bytes between records that are read in vain rather than skipped; what skipping costs in the buffer is less
+_DOUBTFUL = "a chunk is damaged, or no difference from the base that was given"  # which of them only the true base can tell
 READ = 4 << 20  # bytes that a thread reads at a time: enough to hide the call, few enough to share
 
 
@@ -278,6 +279,8 @@ class Ring:
             self.counts.cpu += 1
             self.counts.reasons.add(str(e))
             self._settle(self._threads - 1)
+            if chunk.base_at:
+                chunk = replace(chunk, base=self._given(chunk))
             self._left.append((chunk, out, self._pool.submit(self._decoded, chunk)))
         else:
             self.counts.device += 1
@@ -295,7 +298,7 @@ class Ring:
             try:
                 raw = made.result()
             except TzipError as e:
-                raise self._placed_error(chunk.wanted, e) from None
+                raise self._placed_error(chunk.wanted, self._blamed(chunk, e)) from None
             self._device.upload(raw, out, "work")
             self._device.wait(self._device.mark("work"))  # the memory goes now
 
@@ -306,9 +309,30 @@ class Ring:
             return self._decode(w.run, w.chunk, np.empty(chunk.size, np.uint8))
         return self._with_base(chunk).decode(self._reader.run_ordinal(w.run))
 
+    def _given(self, chunk: "_Chunk") -> U8:
+        """Return the base bytes of a chunk that are on the device."""
+        base = np.empty(chunk.size, np.uint8)
+        self._device.download(chunk.base_at, base)
+        self._device.wait(self._device.mark("work"))
+        return base
+
+    def _blamed(self, chunk: "_Chunk", error: TzipError) -> TzipError:
+        """Return what is wrong with a chunk that the CPU has refused; where its base was given it may be that."""
+        if not chunk.base_at:
+            return error
+        try:
+            self._decoded(replace(chunk, base=None))
+        except CorruptError as e:
+            return e
+        except TzipError:
+            return CorruptError(_DOUBTFUL)
+        return CorruptError(f"{error.message}; or the base that was given is another one")
+
     def _with_base(self, chunk: "_Chunk") -> "_Chunk":
         """Return a chunk with its base on the host."""
-        return replace(chunk, base=self._base_of(chunk.wanted.run, chunk.wanted.chunk).copy()) if chunk.base_at else chunk
+        if chunk.base is not None or not chunk.base_at:
+            return chunk
+        return replace(chunk, base=self._base_of(chunk.wanted.run, chunk.wanted.chunk).copy())
 
     def _launch(self, slot: _Slot, batch: Batch, members: list[Wanted]) -> None:
         self._settle(0)  # the batch may copy from these
@@ -332,7 +356,7 @@ class Ring:
             try:
                 item = replace(item, base_bytes=self._base_of(w.run, w.chunk))
             except TzipError:
-                return CorruptError("a chunk is damaged, or no difference from the base that was given")
+                return CorruptError(_DOUBTFUL)
             error = failure(item, code)
             if code == BAD_STORED_SUM:
                 return error

@@ -12,6 +12,8 @@ import pytest
 import torch
 from emulation import EmulatedDevice, make_device, on_host
 from safetensors.numpy import load_file, save_file
+from strategies import Member, Taste, archive_bytes, random_transform
+from test_prediction import _file, _state
 
 import tzip
 from tzip.coders.errors import BaseNotFoundError, CorruptError, UnsupportedError, UsageError
@@ -90,7 +92,7 @@ def test_golden_files(device, name):
 
 def test_strided_tensors_are_put_in_order(device):
     with tzip.open(GOLDEN / "strided.tzip") as archive:
-        assert quietly(archive, device)
+        told_of(archive, device, r"1 of 1 tensors \(strided\)")
 
 
 @pytest.mark.parametrize("rows", [slice(0, 1), slice(3, 700), slice(1199, None), slice(5, 5), slice(-3, None), slice(9, 2)])
@@ -418,7 +420,7 @@ def test_deltas_without_their_base(device, leaning):
 def failure_of(read):
     try:
         read()
-    except (CorruptError, UnsupportedError) as e:
+    except (CorruptError, UnsupportedError, BaseNotFoundError) as e:
         return type(e), e.message, e.path, e.offset, e.member, e.tensor
     return None
 
@@ -470,6 +472,172 @@ def test_archives_cut_off_while_they_are_open(device, packed):
             quietly(archive, device)
         assert failed.value.message == theirs[1]
         assert failed.value.tensor
+
+
+# ---- predictions, unchanged chunks, vocabularies
+
+
+def told_of(archive, device, reason, **kwargs):
+    """Load all tensors; one warning names the reason."""
+    with pytest.warns(UserWarning, match="decoded on the CPU, not on .*" + reason) as told:
+        loaded = archive.load(device, **kwargs)
+    assert len(told) == 1
+    for name in loaded:
+        assert np.array_equal(bits(loaded[name]), archive.tensor(name).raw()), name
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory):
+    """The state of an optimizer, packed against that of the step before."""
+    folder = tmp_path_factory.mktemp("state")
+    for steps, name in ((5, "old"), (6, "new")):
+        tensors = {k: v for k, v in _state(steps, (257, 256)).items() if ".b." not in k}
+        (folder / f"{name}.safetensors").write_bytes(_file(tensors))
+    tzip.pack(folder / "new.safetensors", folder / "new.tzip", base=folder / "old.safetensors")
+    return folder
+
+
+def test_predictions_are_decoded_on_the_cpu_and_told_of(device, state):
+    with tzip.open(state / "new.tzip") as archive:
+        told_of(archive, device, r"3 of 4 chunks \(prediction \(AdamW weights\), prediction \(first moment\), prediction")
+        for threads in (1, 3):
+            told_of(archive, device, r"1 of 1 chunks", names=["model.a.weight"], threads=threads)
+
+
+def test_predictions_need_their_files_whatever_is_on_the_device(state, tmp_path):
+    """What is given serves differences; the roles of a predictor are read on the CPU."""
+    device = EmulatedDevice()
+    bases = {name: np.ascontiguousarray(a) for name, a in load_file(state / "old.safetensors").items()}
+    with tzip.open(state / "new.tzip") as archive:
+        told_of(archive, device, "prediction", bases=bases)
+    lonely = tmp_path / "new.tzip"
+    lonely.write_bytes((state / "new.tzip").read_bytes())
+    with tzip.open(lonely) as archive:
+        for name in archive:
+            theirs = failure_of(lambda name=name: archive.tensor(name).raw())
+            assert theirs[0] is BaseNotFoundError
+            for more in ({},) if name == "step" else ({}, {"bases": bases}):
+                ours = failure_of(lambda name=name, more=more: quietly(archive, device, names=[name], **more))
+                assert ours == theirs
+        assert np.array_equal(on_host(archive.load(device, names=["step"], bases=bases)["step"]), bases["step"])  # unchanged
+
+
+def test_damage_in_predictions_raises_what_it_raises_on_the_cpu(device, state, tmp_path):
+    data = (state / "new.tzip").read_bytes()
+    with tzip.open(state / "new.tzip") as archive:
+        rows = enumerate(archive.reader.index.tensor_names)
+        places = {name: archive.reader.chunk_at(archive.tensor_runs(row)[0], 0) for row, name in rows}
+    for name, (offset, length) in places.items():
+        for at in (3, 17, 38, 39, 41, 53, 72, 120, length - 1) if length > 120 else (3, 17, 38, 39, 41):
+            broken = bytearray(data)
+            broken[offset + at] ^= 1
+            (tmp_path / "new.tzip").write_bytes(broken)
+            with tzip.open(tmp_path / "new.tzip", base=state / "old.safetensors") as archive:
+                theirs = failure_of(lambda name=name: archive.tensor(name).raw())
+                assert theirs is not None
+                assert failure_of(lambda name=name: quietly(archive, device, names=[name])) == theirs
+    assert len(places) == 4
+
+
+@pytest.fixture
+def half(tmp_path):
+    """A tensor whose first chunk is that of its base, and whose second one is nothing like it."""
+    old = weights((1 << 20) + 70_000)
+    new = np.concatenate([old[: 1 << 20], np.random.default_rng(3).integers(0, 1 << 16, 70_000, np.uint16).view(old.dtype)])
+    save_file({"w": old}, tmp_path / "old.safetensors")
+    save_file({"w": new}, tmp_path / "new.safetensors")
+    tzip.pack(tmp_path / "new.safetensors", tmp_path / "new.tzip", base=tmp_path / "old.safetensors")
+    return tmp_path, old, new
+
+
+def test_unchanged_chunks_are_copied_on_the_device(half):
+    folder, old, new = half
+    device = EmulatedDevice()
+    with tzip.open(folder / "new.tzip") as archive:
+        assert archive.reader.chunk_at(0, 0)[1] == 48
+        assert np.array_equal(bits(archive.load(device)["w"]), bits(new))
+        assert device.launches["copy_parts"] == 1
+        wrong = old.copy()
+        wrong[5] = 1
+        with pytest.raises(CorruptError, match="the base that was given is another one"):
+            archive.load(device, bases={"w": wrong})
+    (folder / "old.safetensors").unlink()
+    device = EmulatedDevice()
+    with tzip.open(folder / "new.tzip") as archive:
+        assert np.array_equal(bits(archive.load(device, bases={"w": old})["w"]), bits(new))
+        assert device.uploaded < 250_000  # no base
+        with pytest.raises(CorruptError, match="no difference from the base that was given"):
+            archive.load(device, bases={"w": wrong})
+        with pytest.raises(BaseNotFoundError) as failed:
+            archive.load(device)
+        assert failed.value.offset == archive.reader.chunk_at(0, 0)[0]
+
+
+def test_chunks_that_are_no_differences_need_no_base(device, half):
+    folder, _, new = half
+    (folder / "old.safetensors").unlink()
+    with tzip.open(folder / "new.tzip") as archive:
+        view = archive.tensor("w")
+        assert np.array_equal(bits(view.load(device, rows=slice(1 << 20, None))), bits(new[1 << 20 :]))
+        with pytest.raises(BaseNotFoundError):
+            view.load(device, rows=slice((1 << 20) - 1, None))
+
+
+def test_inner_bases_are_not_those_that_are_given():
+    """A tensor that is given stands for one of another file, not for the member's own of that name."""
+    with tzip.open(GOLDEN / "predicted.tzip") as archive:
+        other = np.zeros(37, np.float32)
+        want = archive.tensor("by nothing").raw()
+        loaded = archive.load(EmulatedDevice(), names=["by nothing"], bases={"a": other})
+        assert np.array_equal(bits(loaded["by nothing"]), want)
+
+
+def test_roles_that_are_not_known_are_unsupported(device):
+    """The whole run is, though no chunk of it may read that role."""
+    word = np.arange(40, dtype="<u4").tobytes()
+    member = Member(
+        "m", content=word, extents=[[1, 0, 0, 160]], tensors=[["t", 18, 0, [40], 0, 0]], runs=[[4, 1, 40]],
+        inputs=[[9, 0, 160, bytes(32), b"x" * 32, "", "t"]], run_bytes=[word],
+    )  # fmt: skip
+    with tzip.open(archive_bytes([member])) as archive:
+        theirs = failure_of(lambda: archive.tensor("t").raw())
+        assert theirs[0] is UnsupportedError
+        assert failure_of(lambda: archive.load(device)) == theirs
+
+
+def test_vocabularies_are_decoded_on_the_cpu_and_told_of(device):
+    chunk = random_transform(np.random.default_rng(4), 12, 3000, Taste(codecs=(0, 1)), width=4)[0]
+    member = Member(
+        "m", content=chunk.data, extents=[[1, 0, 0, 12_000]], tensors=[["t", 18, 0, [3000], 0, 0]], runs=[[4, 0, 3000]],
+        run_bytes=[chunk.data],
+    )  # fmt: skip
+    with tzip.open(archive_bytes([member], encode=lambda *_: chunk.record)) as archive:
+        told_of(archive, device, r"1 of 1 chunks \((vocabulary|zstandard)\)")
+
+
+def test_the_range_coder_is_decoded_on_the_cpu_and_told_of(device, tmp_path):
+    """The base is copied from the device where it was given."""
+    old = {"w": weights(80_000)}
+    new = {"w": old["w"].copy()}
+    new["w"].view(np.uint16)[np.random.default_rng(1).random(80_000) < 0.3] += 1
+    save_file(old, tmp_path / "old.safetensors")
+    save_file(new, tmp_path / "new.safetensors")
+    tzip.pack(tmp_path / "new.safetensors", tmp_path / "new.tzip", base=tmp_path / "old.safetensors", level="max")
+    raw = bits(new["w"])
+    reason = r"1 of 1 chunks \(the adaptive range coder\)"
+    wrong = {"w": old["w"][::-1].copy()}
+    with tzip.open(tmp_path / "new.tzip") as archive:
+        told_of(archive, device, reason)
+        with pytest.raises(CorruptError, match="the base that was given is another one"):
+            archive.load(EmulatedDevice(), bases=wrong)
+    (tmp_path / "old.safetensors").unlink()
+    with tzip.open(tmp_path / "new.tzip") as archive:
+        with pytest.warns(UserWarning, match=reason):
+            loaded = archive.load(EmulatedDevice(), bases=old)
+        assert np.array_equal(bits(loaded["w"]), raw)
+        with pytest.raises(CorruptError, match="no difference from the base that was given") as failed:
+            archive.load(EmulatedDevice(), bases=wrong)
+        assert failed.value.tensor == "w"
 
 
 # ---- measuring
