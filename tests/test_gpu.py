@@ -59,7 +59,7 @@ def check_raw(device, raw, width, coding, level):
 # ---- the same bits
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["fast", "default", "max"])
 @pytest.mark.parametrize(("coding", "width"), CODINGS)
 def test_small_chunks_of_our_encoders(device, coding, width, level):
     done = sum(
@@ -149,7 +149,10 @@ def test_differences_that_begin_with_a_ramp(device, width):
         if transform.c and (transform.b == 1 or transform.b >= 64):
             check(device, chunk)
             seen.add((transform.b == 1, transform.c == 2**32 - 1))
-    assert len(seen) == 4
+            if len(seen) == 4:
+                break
+    else:
+        pytest.fail("a kind of ramp is missing")
     ramp = np.arange(5000, dtype=f"<u{width}") * 3
     assert check_raw(device, ramp.view(np.uint8), width, "planes", "default")
 
@@ -282,7 +285,7 @@ def test_without_sums_flipped_bits_are_judged_as_on_the_cpu(lenient, name, monke
     record = chunk.record[:8] + bytes(8) + chunk.record[16:40] + bytes(8) + chunk.record[48:]
     assert fate_on(lenient, chunk, record) == chunk.data
     passed = 0
-    for bit in range(8 * 48, 8 * len(record), 8 * len(record) // 400 | 1):
+    for bit in range(8 * 48, 8 * len(record), 8 * len(record) // 250 | 1):
         flipped = bytearray(record)
         flipped[bit // 8] ^= 1 << bit % 8
         ours = fate_on(lenient, chunk, flipped)
