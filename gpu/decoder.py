@@ -449,4 +449,3 @@ def _source(block: Block, bits: int, payload: int, *, key: bool = False) -> tupl
 
 def _sources(found: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
     return found + [(0, jobs.FROM_VALUE, 8, 0)] * (8 - len(found))
-
