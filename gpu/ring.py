@@ -1,8 +1,8 @@
 """Chunks from a file to a device: read by several threads into a ring of pinned buffers, copied and decoded behind each other.
 
 Memory, beside what the tensors take: for each of SLOTS buffers BUFFER bytes and JOBS for jobs, on the host and again on the
-device, and SCRATCH bytes there; less of each for what is small; on the host a chunk, and what it is made from, for each thread when
-the CPU has to decode some. A buffer is used again when all that was in it is decoded, and found right.
+device, and SCRATCH bytes there; less of each for what is small; on the host a chunk, and what it is made from, for each
+thread when the CPU has to decode some. A buffer is used again when all that was in it is decoded, and found right.
 """
 
 from collections import deque
