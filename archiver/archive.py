@@ -88,6 +88,7 @@ class Archive(Mapping[str, NDArray[Any]]):
         self._rows: dict[str, int] | None = None
         self._ambiguous: set[str] = set()
         self._cache: OrderedDict[tuple[int, int], U8] = OrderedDict()
+        self._prepared: set[int] = set()
         self._lock = threading.Lock()
         self._folder = Path(os.path.abspath(self._source.name)).parent if os.path.isfile(self._source.name) else None
         self._chain = chain
@@ -388,8 +389,13 @@ class Archive(Mapping[str, NDArray[Any]]):
         counts = self.reader.index["r_inputs"]
         wanted = np.flatnonzero(counts).tolist() if runs is None else [run for run in runs if int(counts[run])]
         bases = [one.base for run in wanted for one in self.inputs(run)]
-        for base in bases:
-            base.file.prepare(base)
+        # Runs of which all is found are not looked at again: moments and weights lean on each other at every link of a chain,
+        # and there are 3^n ways down one of n.
+        for run in wanted:
+            if run not in self._prepared:
+                for one in self.inputs(run):
+                    one.base.file.prepare(one.base)
+                self._prepared.add(run)
         return sorted({base.file.path for base in bases if not base.file.inner})
 
     def tensor_runs(self, row: int) -> list[int]:
@@ -415,7 +421,7 @@ class Archive(Mapping[str, NDArray[Any]]):
         decoded = self.decode_chunk(run, chunk)
         with self._lock:
             self._cache[run, chunk] = decoded
-            while len(self._cache) > (_CACHED_INPUTS if self._own_rows else _CACHED_CHUNKS):
+            while len(self._cache) > (_CACHED_INPUTS if self.reader.index.inner_tensors else _CACHED_CHUNKS):
                 self._cache.popitem(last=False)
         return decoded
 
