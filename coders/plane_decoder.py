@@ -110,7 +110,7 @@ def _make(stamp: int, level: int, width: int) -> Callable[..., int]:
                 if codec == 1:
                     plane[:] = np.uint8(block[5])
                     continue
-                if codec != 4 or segments < 1 or segments > 255 or escapes > min(n, 8192):
+                if codec != 4 or block[5] != 0 or segments < 1 or segments > 255 or escapes > min(n, 8192):
                     return 1
                 counts = start + 4 * escapes
                 words = counts + 132 * segments

@@ -855,7 +855,7 @@ def _flawed_blocks():
     yield "two frames", _byte_record(Entry(ZSTANDARD, payload=frame(raw) + frame(b"")), raw), "corrupt"
     yield "no frame", _byte_record(Entry(ZSTANDARD, payload=b""), raw), "corrupt"
     yield "zstandard with a value", _byte_record(Entry(ZSTANDARD, value=7, payload=frame(raw)), raw), "corrupt"
-    for codec in (5, 6, 7, 8, 15, 16, 127, 128, 255):
+    for codec in (5, 6, 8, 15, 16, 127, 128, 255):
         yield f"codec {codec}", _byte_record(Entry(codec, payload=raw), raw), "unsupported"
     for e, name in ((h, "huffman"), (r, "rans")):
         yield f"{name}: no table to share", _byte_record(edit(e, flags=1), three), "corrupt"

@@ -491,7 +491,7 @@ def test_bench(tmp_path: Path) -> None:
     for level in ("fast", "default", "best"):
         assert level in text
     figures = json.loads(ok("bench", path, "--repeat", "1", "--json").stdout)
-    assert [f["level"] for f in figures] == ["fast", "default", "best"]
+    assert [f["level"] for f in figures] == ["fast", "default", "best", "max"]
     assert all(0 < f["bytes_out"] < f["bytes_in"] for f in figures)
     (tmp_path / "empty").write_bytes(b"")
     fails(2, "bench", tmp_path / "empty")

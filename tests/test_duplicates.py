@@ -514,7 +514,7 @@ def test_info_tells_what_is_shared_and_which_structure_was_found(tmp_path: Path)
     [
         (3, 2, "sparse", {("sparse", 0, "zstd"): 7, ("bf16", 0, "raw"): 16, ("bf16", 1, "raw"): 32}),
         (3, 9, "sparse", {("sparse", 0, "zstd"): 7}),
-        (9, 2, "transform 9", {}),
+        (13, 2, "transform 13", {}),
     ],
 )
 def test_info_reads_the_head_of_a_transform(
@@ -545,7 +545,7 @@ def test_coders_are_told_rows_and_places(monkeypatch: pytest.MonkeyPatch) -> Non
     original = packing.encode_chunk
 
     def watched(raw: Any, width: int, coding: str, level: Any, run: int, chunk: int, *rest: Any) -> Any:
-        row, first, base = rest
+        row, first, base, *_ = rest
         assert base is None
         seen.append((run, chunk, row, first))
         return original(raw, width, coding, level, run, chunk, *rest)

@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -456,6 +457,30 @@ def test_a_chunk_that_is_lost_takes_along_what_is_predicted_from_it(step: tuple[
             except CorruptError:
                 refused.add(name)
     assert refused == {"optim.exp_avg.a.weight", "optim.exp_avg_sq.a.weight", "model.a.weight"}
+
+def test_a_chain_of_states_is_read_with_few_decodings_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights lean on moments, these on each other, and all on the state before: 3^n ways down a chain of n."""
+    links, before = 7, None
+    for i in range(links):
+        data = _file(_state(i + 1))
+        before = _on_disk(_pack(data, before), tmp_path, f"{i}.tzip")
+    asked: Counter[str] = Counter()
+    decode, find = tzip.Archive.decode_chunk, bases.Bases.find
+
+    def decode_chunk(self: tzip.Archive, run: int, chunk: int, out: Any = None) -> Any:
+        asked["decoded"] += 1
+        return decode(self, run, chunk, out)
+
+    def found(self: bases.Bases, *args: Any) -> Any:
+        asked["looked up"] += 1
+        return find(self, *args)
+
+    monkeypatch.setattr(tzip.Archive, "decode_chunk", decode_chunk)
+    monkeypatch.setattr(bases.Bases, "find", found)
+    with tzip.open(before) as archive:
+        assert archive["model.a.weight"].tobytes() == _state(links)["model.a.weight"].tobytes()
+    assert 3 * (links - 1) <= asked["decoded"] <= 4 * links  # both moments and the weights of every link
+    assert asked["looked up"] <= 20 * links
 
 
 def test_a_base_with_one_bit_changed_is_refused(step: tuple[bytes, bytes, bytes], tmp_path: Path) -> None:
