@@ -1195,7 +1195,9 @@ def test_every_flipped_bit_behind_a_right_check_is_judged_alike(name):
         theirs = fate(decode_slowly, record, chunk.elements, chunk.width, 0, 0, chunk.base)
         assert alike(ours, theirs, bit // 8, chunk), bit
         unseen += ours == chunk.data
-    assert unseen < 8 * len(chunk.record) // 2  # padding symbols only
+    # Padding symbols only; of a vocabulary, whose record here is mostly its values, also those that no code names.
+    quarters = 3 if chunk.record[38] == KINDS["vocabulary"] else 2
+    assert unseen < 8 * len(chunk.record) * quarters // 4
 
 
 @pytest.mark.parametrize("name", RECORDS)

@@ -693,7 +693,7 @@ def test_a_base_is_found_by_its_place_when_no_parser_knows_its_tensors(
     old, new, archive = step
     packed = tmp_path / "packed.tzip"
     tzip.pack(old, packed, name="old.safetensors")
-    monkeypatch.setattr(bases, "recognise", lambda *_: Found())
+    monkeypatch.setattr(bases.Neighbours, "find", lambda *_: Found())
     assert _unpack(archive, _on_disk(old, tmp_path, "old.bin")) == new
     monkeypatch.setattr(bases._PackedFile, "at", bases.BaseFile.at)
     assert _unpack(archive, packed) == new
