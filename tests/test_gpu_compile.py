@@ -1,7 +1,6 @@
 """The GPU's kernels compiled by NVRTC, which needs no GPU, for all architectures; registers and instructions have ceilings."""
 
 import ctypes
-import os
 import re
 import subprocess
 import sys
@@ -14,8 +13,6 @@ import pytest
 from tzip.gpu.devices import THREADS, source_text
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
-if os.environ.get("HYPOTHESIS_PROFILE") != "nightly":  # four seconds each: the oldest, the one that is counted, the newest
-    ARCHITECTURES = (75, 90, 120)
 # What sm_90 has, rounded up: a ceiling that is broken wants a look at docs/GPU.md, where the figures stand.
 REGISTERS = {"huffman_1": 80, "huffman_2": 80, "huffman_4": 96, "rans_1": 64, "rans_2": 64, "rans_4": 72, "sum_stripes": 56,
              "merge_groups": 72}  # fmt: skip
