@@ -133,8 +133,10 @@ class LocalFolder:
         target = self.pages / f"{name}.json"
         if target.exists() and self._small(target) == data:
             return
-        with PartialFile(target, force=True) as file:
+        # A name of its own until it is whole: two writers may put the same page at once.
+        with PartialFile(self.pages / f"new-{uuid.uuid4().hex}", force=True) as file:
             file.write(data)
+            file.target = target
             file.publish()
 
     def new_object(self) -> PartialFile:

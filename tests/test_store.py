@@ -191,7 +191,7 @@ def torch_tensors() -> dict[str, Any]:
     }
 
 
-@pytest.mark.filterwarnings("ignore:ComplexHalf")
+@pytest.mark.filterwarnings("ignore:ComplexHalf", "ignore:BComplex32")
 def test_torch_tensors(run: Path) -> None:
     state = torch_tensors()
     again = back(state, run)

@@ -494,6 +494,26 @@ def test_two_processes_and_a_third_that_tags_and_sweeps(tmp_path: Path) -> None:
     holds(run, {step: state_of(step) for step in (0, 1, *steps)})
 
 
+def test_two_writers_of_one_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both make the same page of the log: neither must find the other's half of it in the way."""
+    backend = LocalFolder(tmp_path / "run")
+    backend.make(b"{}")
+    data, name = b'{"page": 1}', "ab" * 32
+    replace, met = os.replace, []
+
+    def slow(src: Any, dst: Any) -> None:
+        if not met:
+            met.append(dst)
+            LocalFolder(tmp_path / "run").put_page(name, data)
+        replace(src, dst)
+
+    monkeypatch.setattr(os, "replace", slow)
+    backend.put_page(name, data)
+    assert met
+    assert backend.read_page(name) == data
+    assert [p.name for p in backend.pages.iterdir()] == [f"{name}.json"]
+
+
 def test_sweeps_beside_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice, after the object is there and before a head names it: it has been noted, and must not go."""
     run = tmp_path / "run"
