@@ -10,4 +10,4 @@ if ! command -v g++ >/dev/null; then
     $sudo apt-get install -y -qq g++
 fi
 . ./setup.sh
-exec "$venv/bin/python" -m pytest "$@"
+exec "$venv/bin/python" -m pytest -n auto --maxprocesses 8 --dist worksteal "$@"
