@@ -386,6 +386,7 @@ class Packer:
             "m_size": [size],
             "m_sha": [sha or bytes(32)],
             "m_record": [0],
+            "m_check": [0],
             "m_extents": [len(layout.extents)],
             "m_tensors": [len(layout.tensors)],
             "m_runs": [len(layout.runs)],
@@ -397,9 +398,10 @@ class Packer:
         self._tensor_columns(columns, layout)
         names = [t.name for t in layout.tensors]
         files, tensors = self._input_columns(columns, layout.runs)
-        record = Catalogue.of(columns, [item.name, *names, *files, *tensors], inline, len(self.members), first_run)
-        offset = self.writer.record(MEMBER, record.write(MEMBER))
-        columns["m_record"] = [offset]
+        catalogue = Catalogue.of(columns, [item.name, *names, *files, *tensors], inline, len(self.members), first_run)
+        record = catalogue.write(MEMBER)
+        columns["m_record"] = [self.writer.record(MEMBER, record)]
+        columns["m_check"] = [int.from_bytes(record[8:16], "little")]
         for column, values in columns.items():
             self.writer.columns[column] += values
         self.writer.member_names.append(item.name)

@@ -47,6 +47,7 @@ _COLUMNS: tuple[tuple[str, str, str], ...] = (
     ("members", "m_size", "<u8"),
     ("members", "m_sha", "(32,)u1"),
     ("members", "m_record", "<u8"),
+    ("members", "m_check", "<u8"),
     ("members", "m_extents", "<u4"),
     ("members", "m_tensors", "<u4"),
     ("members", "m_runs", "<u4"),

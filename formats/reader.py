@@ -164,7 +164,10 @@ class ArchiveReader:
         """Return the inline bytes of a member, from its member record, which must repeat what the index says."""
         offset = self.origin + int(self.index["m_record"][member])
         try:
-            local = Catalogue.read(self.read_record(offset), MEMBER)
+            record = self.read_record(offset)
+            if int.from_bytes(record[8:16], "little") != int(self.index["m_check"][member]):
+                raise CorruptError("a member record is not the one that the index has")
+            local = Catalogue.read(record, MEMBER)
             self._compare(local, member)
         except CorruptError as e:
             raise e.at(path=self.source.name, offset=offset, member=self.index.member_names[member]) from None
@@ -177,7 +180,7 @@ class ArchiveReader:
         tables = {"x": "m_extents", "t": "m_tensors", "r": "m_runs"}
         same = local.first_member == member and local.first_run == before["m_runs"]
         for column in index.columns:
-            if column in ("m_record", "m_sha", "dims") or column[0] == "c":
+            if column in ("m_record", "m_check", "m_sha", "dims") or column[0] == "c":
                 continue
             if column[0] == "m":
                 theirs = index[column][member : member + 1]
@@ -191,7 +194,7 @@ class ArchiveReader:
             same = same and np.array_equal(local[column], theirs)
         closed = bool(int(index["m_flags"][member]) & CLOSED)
         sha = index["m_sha"][member] if closed else 0
-        same = same and bool((local["m_sha"][0] == sha).all()) and int(local["m_record"][0]) == 0
+        same = same and bool((local["m_sha"][0] == sha).all()) and int(local["m_record"][0]) == int(local["m_check"][0]) == 0
         dims = int(self._before["t_ndim"][before["m_tensors"]])
         same = same and np.array_equal(local["dims"], index["dims"][dims : dims + local["dims"].size])
         tensors = index.tensor_names[before["m_tensors"] : before["m_tensors"] + int(index["m_tensors"][member])]

@@ -8,18 +8,20 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from tzip.coders.errors import ConflictError, CorruptError
 from tzip.store.backends import HEAD, LocalFolder
 from tzip.store.sealing import VERSION, as_count, as_id, as_object, as_text, canonical, sealed, unsealed
 
-PAGE = 128  # entries of a page
+PAGE = 32  # entries of a page, and pages of a page of pages
 _MAX_RECENT = 2 * PAGE
+_MAX_HEIGHT = 8
 MAX_STEP = (1 << 63) - 1
 KINDS = ("state", "files", "sharded")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +46,30 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Entries that stand in a file of their own; `low` and `high` are the smallest and largest step among them."""
+    """Entries that stand in a file of their own, `count` of them; `low` and `high` are their smallest and largest step.
+
+    With a `height` it names pages, of lower heights, and the entries are theirs: a head with every page in it would grow with
+    the run, and is written at each save (10,000 checkpoints: 33 kB, 6 of 17 milliseconds).
+    """
 
     name: str
     low: int
     high: int
     count: int
+    height: int = 0
+
+    @staticmethod
+    def read(row: Any, below: int = _MAX_HEIGHT + 1) -> "Page":
+        """Prove a row of the head, or of a page of that height."""
+        name, *numbers = row
+        low, high, count, height = (as_count(n) for n in numbers)
+        if height >= below:
+            raise ValueError(f"a page of height {height}")
+        return Page(as_id(name), low, high, count, height)
+
+    def row(self) -> list[Any]:
+        """Return what stands for it."""
+        return [self.name, self.low, self.high, self.count, self.height]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +89,7 @@ class Head:
             "tzip_store": VERSION,
             "generation": self.generation,
             "config": dict(self.config),
-            "pages": [[p.name, p.low, p.high, p.count] for p in self.pages],
+            "pages": [p.row() for p in self.pages],
             "recent": [_entry_json(e) for e in self.recent],
             "tags": dict(self.tags),
             "retired": dict(self.retired),
@@ -81,7 +101,7 @@ class Head:
         """Prove and return a head."""
         body = unsealed(data, "tzip_store", path)
         try:
-            pages = tuple(Page(as_id(n), as_count(low), as_count(high), as_count(c)) for n, low, high, c in body["pages"])
+            pages = tuple(Page.read(row) for row in body["pages"])
             return Head(
                 as_count(body["generation"]),
                 _config(body["config"]),
@@ -112,18 +132,58 @@ class Journal:
         """Yield all checkpoints, the newest first."""
         yield from reversed(self.head.recent)
         for page in reversed(self.head.pages):
-            yield from reversed(self._page(page))
+            yield from self._below(page)
+
+    def _below(self, page: Page) -> Iterator[Entry]:
+        """Yield the entries of a page and of those that it names, the newest first."""
+        if not page.height:
+            yield from reversed(self._entries(page))
+            return
+        for lower in reversed(self._pages(page)):
+            yield from self._below(lower)
+
+    def page_names(self) -> set[str]:
+        """Return the names of all pages."""
+        return {page.name for page in self._with_lower(self.head.pages)}
+
+    def _with_lower(self, pages: Iterable[Page]) -> Iterator[Page]:
+        for page in pages:
+            yield page
+            if page.height:
+                yield from self._with_lower(self._pages(page))
 
     def readable(self) -> list[Entry]:
         """Return what the pages that are whole, and the head, have, the oldest first."""
         found: list[Entry] = []
-        for page in self.head.pages:
+        waiting = [*reversed(self.head.pages)]
+        while waiting:
+            page = waiting.pop()
             with contextlib.suppress(CorruptError):
-                found += self._page(page)
+                if page.height:
+                    waiting += reversed(self._pages(page))
+                else:
+                    found += self._entries(page)
         return [*found, *self.head.recent]
 
-    def _page(self, page: Page) -> tuple[Entry, ...]:
-        path = str(self.backend.pages / f"{page.name}.json")
+    def _entries(self, page: Page) -> tuple[Entry, ...]:
+        entries = self._read(page, "entries", _entry)
+        self._check(page, [e.step for e in entries], [e.step for e in entries], len(entries))
+        return entries
+
+    def _pages(self, page: Page) -> tuple[Page, ...]:
+        pages = self._read(page, "pages", lambda row: Page.read(row, page.height))
+        self._check(page, [p.low for p in pages], [p.high for p in pages], sum(p.count for p in pages))
+        return pages
+
+    def _check(self, page: Page, lows: list[int], highs: list[int], count: int) -> None:
+        if count != page.count or not lows or page.low > min(lows) or page.high < max(highs):
+            raise CorruptError("a page is not what the head says").at(path=self._path(page))
+
+    def _path(self, page: Page) -> str:
+        return str(self.backend.pages / f"{page.name}.json")
+
+    def _read(self, page: Page, key: str, parse: Callable[[Any], T]) -> tuple[T, ...]:
+        path = self._path(page)
         try:
             data = self.backend.read_page(page.name)
         except FileNotFoundError:
@@ -131,21 +191,23 @@ class Journal:
         if hashlib.sha256(data).hexdigest() != page.name:
             raise CorruptError("a page is not the one that the head names").at(path=path)
         try:
-            entries = tuple(_entry(e) for e in json.loads(data)["entries"])
+            return tuple(parse(row) for row in json.loads(data)[key])
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as e:
             raise CorruptError(f"a page breaks a rule: {e}").at(path=path) from None
-        if len(entries) != page.count or not all(page.low <= e.step <= page.high for e in entries):
-            raise CorruptError("a page is not what the head says").at(path=path)
-        return entries
 
     def find(self, step: int) -> Entry | None:
         """Return the checkpoint of a step, None when there is none; reads only pages that may hold it."""
         for entry in reversed(self.head.recent):
             if entry.step == step:
                 return entry
-        for page in reversed(self.head.pages):
+        waiting = [*self.head.pages]
+        while waiting:
+            page = waiting.pop()
             if page.low <= step <= page.high:
-                for entry in self._page(page):
+                if page.height:
+                    waiting += self._pages(page)
+                    continue
+                for entry in self._entries(page):
                     if entry.step == step:
                         return entry
         return None
@@ -162,9 +224,13 @@ class Journal:
         """
         with self.backend.committing():
             there = set(self.head.pages)
-            for page in head.pages:
-                if page not in there and not self.backend.has_page(page.name):
+            waiting = [page for page in head.pages if page not in there]
+            while waiting:
+                page = waiting.pop()
+                if not self.backend.has_page(page.name):
                     raise ConflictError(f"page {page.name} was removed before the head named it").at(path=self.path)
+                if page.height:
+                    waiting += [lower for lower in self._pages(page) if lower not in there]
             for archive_id in objects:
                 if self.backend.object_size(archive_id) is None:
                     raise ConflictError(f"object {archive_id} was removed while the checkpoint was written").at(
@@ -182,7 +248,7 @@ class Journal:
         recent = (*base.recent, replace(entry, seq=self.head.generation + 1))
         pages = base.pages
         if len(recent) > _MAX_RECENT:
-            pages = (*pages, self._put(recent[:PAGE]))
+            pages = self._folded([*pages, self._put(recent[:PAGE])])
             recent = recent[PAGE:]
         return replace(
             base,
@@ -194,23 +260,41 @@ class Journal:
 
     def with_entries(self, entries: Sequence[Entry]) -> Head:
         """Return the next head, with these checkpoints, the oldest first; tags of others go."""
-        pages = []
+        pages: tuple[Page, ...] = ()
         at = 0
         while len(entries) - at > _MAX_RECENT:
-            pages.append(self._put(entries[at : at + PAGE]))
+            pages = self._folded([*pages, self._put(entries[at : at + PAGE])])
             at += PAGE
         steps = {e.step for e in entries}
         tags = {k: v for k, v in self.head.tags.items() if v in steps}
         return replace(
-            self.head, generation=self.head.generation + 1, pages=tuple(pages), recent=tuple(entries[at:]), tags=tags
+            self.head, generation=self.head.generation + 1, pages=pages, recent=tuple(entries[at:]), tags=tags
         )
 
     def _put(self, entries: Sequence[Entry]) -> Page:
-        data = canonical({"tzip_page": VERSION, "entries": [_entry_json(e) for e in entries]})
+        steps = [e.step for e in entries]
+        return self._put_page("entries", [_entry_json(e) for e in entries], min(steps), max(steps), len(entries), 0)
+
+    def _folded(self, pages: list[Page]) -> tuple[Page, ...]:
+        """Return pages, put the oldest of a height into one of the next as soon as there are twice as many as it takes."""
+        for height in range(_MAX_HEIGHT):
+            level = [p for p in pages if p.height == height]
+            if len(level) < 2 * PAGE:
+                break
+            first, some = pages.index(level[0]), level[:PAGE]
+            pages[first : first + PAGE] = [
+                self._put_page(
+                    "pages", [p.row() for p in some], min(p.low for p in some), max(p.high for p in some),
+                    sum(p.count for p in some), height + 1,
+                )
+            ]  # fmt: skip
+        return tuple(pages)
+
+    def _put_page(self, key: str, rows: list[Any], low: int, high: int, count: int, height: int) -> Page:
+        data = canonical({"tzip_page": VERSION, key: rows})
         name = hashlib.sha256(data).hexdigest()
         self.backend.put_page(name, data)
-        steps = [e.step for e in entries]
-        return Page(name, min(steps), max(steps), len(entries))
+        return Page(name, low, high, count, height)
 
 
 def _config(value: Any) -> dict[str, Any]:

@@ -525,7 +525,7 @@ def _gc(backend: LocalFolder, grace: float) -> GcReport:
         for archive_id in due:
             freed += backend.object_size(archive_id) or 0
             backend.delete_object(archive_id)
-        pages = {p.name for p in journal.head.pages}
+        pages = journal.page_names() if alone else set()
         for name in backend.page_names() if alone else ():
             if name not in pages:
                 backend.delete_page(name)

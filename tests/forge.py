@@ -23,6 +23,7 @@ COLUMNS = (
     ("m", "m_size", "<u8"),
     ("m", "m_sha", "V32"),
     ("m", "m_record", "<u8"),
+    ("m", "m_check", "<u8"),
     ("m", "m_extents", "<u4"),
     ("m", "m_tensors", "<u4"),
     ("m", "m_runs", "<u4"),
@@ -270,6 +271,7 @@ class Forged:
                 chunk += 1
             if kind == MEMB and member < self.index["m_record"].size:
                 self.index.set("m_record", member, start)
+                self.index.set("m_check", member, int.from_bytes(raw[8:16], "little"))
                 member += 1
         if lie is not None:
             lie(self.index)

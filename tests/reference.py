@@ -1403,6 +1403,7 @@ class Member:
     size: int
     sha: bytes
     record: int
+    check: int
     first_run: int
     extents: list[Extent] = field(default_factory=list)
     tensors: list[Tensor] = field(default_factory=list)
@@ -1442,7 +1443,7 @@ class Catalogue:
 
 
 _COLUMNS = (
-    ("members", ("I", "B", "B", "H", "q", "Q", "32s", "Q", "I", "I", "I")),
+    ("members", ("I", "B", "B", "H", "q", "Q", "32s", "Q", "Q", "I", "I", "I")),
     ("extents", ("B", "I", "Q", "Q")),
     ("tensors", ("I", "B", "B", "B", "I", "Q")),
     ("runs", ("B", "I", "Q")),
@@ -1512,7 +1513,7 @@ def read_catalogue(body: bytes, is_index: bool) -> Catalogue:
     region(0)
     require(position == len(body), "length of a catalogue body")
 
-    totals = [sum(row[i] for row in tables["members"]) for i in (7, 8, 9)]
+    totals = [sum(row[i] for row in tables["members"]) for i in (8, 9, 10)]
     require(totals == [counts["extents"], counts["tensors"], counts["runs"]], "the members' counts do not add up")
     require(sum(row[3] for row in tables["tensors"]) == counts["dims"], "the dimensions do not add up")
     require(sum(row[1] for row in tables["runs"]) == counts["inputs"], "the runs' inputs do not add up")
@@ -1562,10 +1563,10 @@ def read_catalogue(body: bytes, is_index: bool) -> Catalogue:
     members = []
     x = t = r = 0
     for row, sha, name in zip(tables["members"], shas["members"], member_names, strict=True):
-        name_length, kind, flags, mode, mtime, size, record, n_extents, n_tensors, n_runs = row
+        name_length, kind, flags, mode, mtime, size, record, check, n_extents, n_tensors, n_runs = row
         require(1 <= name_length <= 4096, "length of a member's name")
         member = Member(
-            name, kind, flags, mode, mtime, size, sha, record, counts["first_run"] + r,
+            name, kind, flags, mode, mtime, size, sha, record, check, counts["first_run"] + r,
             extents[x : x + n_extents], tensors[t : t + n_tensors], runs[r : r + n_runs],
         )  # fmt: skip
         members.append(member)
@@ -1797,6 +1798,7 @@ class Archive:
             kind, record = read_record(self._data, member.record, index_offset)
             require(kind == b"memb", "kind of a member record")
             end = member.record + len(record)
+            require(record[8:16] == member.check.to_bytes(8, "little"), "the check of a member record in the index")
             own = read_catalogue(read_body(record), is_index=False)
             self._compare(own, member, ordinal)
             self._inline.append(own.inline)
@@ -1819,7 +1821,7 @@ class Archive:
     def _compare(self, own: Catalogue, member: Member, ordinal: int) -> None:
         said = own.members[0]
         require((own.first_member, own.first_run) == (ordinal, member.first_run), "ordinals of a member record")
-        require(said.record == 0, "offset in a member record")
+        require(said.record == said.check == 0, "offset or check in a member record")
         require(said.sha == (member.sha if member.closed else bytes(32)), "SHA-256 in a member record")
         for name in ("name", "kind", "flags", "mode", "mtime", "size", "extents", "tensors", "runs"):
             require(getattr(said, name) == getattr(member, name), f"a member record contradicts the index: {name}")
@@ -1963,7 +1965,7 @@ def sequential(data: bytes, bases: Bases | None = None) -> list[tuple[str, bytes
         catalogue = read_catalogue(read_body(record), is_index=False)
         member = catalogue.members[0]
         require((catalogue.first_member, catalogue.first_run) == (ordinal, len(runs)), "ordinals of a member record")
-        require(member.record == 0, "offset in a member record")
+        require(member.record == member.check == 0, "offset or check in a member record")
         require(member.closed or not any(member.sha), "SHA-256 in the record of a member that is not closed")
         names.add(member.name, member.kind)
         runs += member.runs

@@ -809,7 +809,7 @@ def check8(data: bytes) -> bytes:
 
 COLUMNS = (
     ("m_name", "I"), ("m_kind", "B"), ("m_flags", "B"), ("m_mode", "H"), ("m_mtime", "q"), ("m_size", "Q"),
-    ("m_sha", "32s"), ("m_record", "Q"), ("m_extents", "I"), ("m_tensors", "I"), ("m_runs", "I"),
+    ("m_sha", "32s"), ("m_record", "Q"), ("m_check", "Q"), ("m_extents", "I"), ("m_tensors", "I"), ("m_runs", "I"),
     ("x_kind", "B"), ("x_run", "I"), ("x_offset", "Q"), ("x_length", "Q"),
     ("t_name", "I"), ("t_dtype", "B"), ("t_layout", "B"), ("t_ndim", "B"), ("t_extent", "I"), ("t_offset", "Q"),
     ("r_width", "B"), ("r_inputs", "I"), ("r_elements", "Q"),
@@ -907,7 +907,7 @@ def table_of(members: list[Member], first_run: int, first_member: int, is_index:
         row = {
             "m_name": len(m.name.encode("utf-8", "surrogateescape")), "m_kind": m.kind, "m_flags": m.flags,
             "m_mode": m.mode, "m_mtime": m.mtime, "m_size": len(m.content) if m.size is None else m.size,
-            "m_sha": sha if is_index or closed else bytes(32), "m_record": 0, "m_extents": len(m.extents),
+            "m_sha": sha if is_index or closed else bytes(32), "m_record": 0, "m_check": 0, "m_extents": len(m.extents),
             "m_tensors": len(m.tensors), "m_runs": len(m.runs),
         }  # fmt: skip
         names += m.name.encode("utf-8", "surrogateescape")
@@ -1013,7 +1013,9 @@ def archive_bytes(
         own = table_of([member], first_run, ordinal, is_index=False)
         if edit_member is not None:
             edit_member(own, ordinal)
-        columns["m_record"][ordinal] = append(own.record(b"memb"))
+        record = own.record(b"memb")
+        columns["m_record"][ordinal] = append(record)
+        columns["m_check"][ordinal] = int.from_bytes(record[8:16], "little")
         for i, ((width, _, elements), data) in enumerate(zip(member.runs, member.run_bytes, strict=True)):
             width = max(1, width)  # 0 is one of the faults
             step = (1 << 20) * width

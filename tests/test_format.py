@@ -775,6 +775,8 @@ in_index("record of a member not aligned", "corrupt", "m_record", 2, lambda at: 
 in_index("record of a member past the end", "corrupt", "m_record", 2, 1 << 40)
 in_index("record of a member at 2^64 - 1", "corrupt", "m_record", 2, (1 << 64) - 1)
 in_index("record of another member", "corrupt", "m_record", 3, 64)
+in_index("check of a member record", "corrupt", "m_check", 2, lambda check: check ^ 1)
+in_index("check of a member record 0", "corrupt", "m_check", 2, 0)
 in_index("name other than in the record", "corrupt", "m_mode", 2, 0o111)
 in_index("flags other than in the record", "corrupt", "m_flags", 2, 2)
 in_index("time other than in the record", "corrupt", "m_mtime", 2, 5)
@@ -929,6 +931,7 @@ in_table("an inline heap too short", "corrupt", _set(inline=b"012345678"), ("mem
 for name, column, value in (
     ("a SHA-256 before the done record", "m_sha", b"\1" * 32),
     ("an offset in a member record", "m_record", 64),
+    ("a check in a member record", "m_check", 1),
     ("flags other than in the index", "m_flags", 0),
     ("a time other than in the index", "m_mtime", 0),
 ):

@@ -725,13 +725,14 @@ def test_log_over_many_pages(run: Path, monkeypatch: pytest.MonkeyPatch) -> None
         for i in range(23):
             expected[i] = {"w": np.array(i)}
             store.save(i, expected[i], tags=["x"] if i == 1 else [])
-        assert len(store.journal().head.pages) == 6
+        assert [(p.height, p.count) for p in store.journal().head.pages] == [(1, 9), (0, 3), (0, 3), (0, 3)]
         assert [e.step for e in store.log()] == list(range(22, -1, -1))
         store.save(1, {"w": np.array(-1)}, replace_step=True)  # one in the first page
         expected[1] = {"w": np.array(-1)}
         assert [e.step for e in store.log()] == [1, *range(22, 1, -1), 0]
         store.gc(grace=0)
-        assert len(list((run / "pages").iterdir())) == len(store.journal().head.pages)
+        assert {p.stem for p in (run / "pages").iterdir()} == store.journal().page_names()
+        assert len(store.journal().page_names()) == 7
         report = store.prune(keep_every=2)
         assert report.kept == [i for i in [0, *range(2, 23), 1] if i % 2 == 0 or i == 1]
         store.gc(grace=0)
@@ -742,8 +743,8 @@ def test_two_thousand_entries(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     backend = open_backend(run)
     new(run)
     monkeypatch.setattr(os, "fsync", lambda fd: None)  # it is the list that is tested, not the disk
-    monkeypatch.setattr(journal, "PAGE", 32)
-    monkeypatch.setattr(journal, "_MAX_RECENT", 64)
+    monkeypatch.setattr(journal, "PAGE", 8)
+    monkeypatch.setattr(journal, "_MAX_RECENT", 16)
     for i in range(2000):
         found = Journal(backend)
         entry = Entry(i ^ 3, hashlib.sha256(bytes([i % 256, i // 256])).hexdigest(), i, note=str(i))
@@ -757,8 +758,9 @@ def test_two_thousand_entries(run: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert entry is not None
         assert (entry.step, entry.time_ns ^ 3) == (step, step)
     assert found.find(2000) is None
-    assert len(found.head.pages) == 61
-    assert len(found.raw or b"") < 30_000
+    assert [p.height for p in found.head.pages] == [2] * 2 + [1] * 14 + [0] * 8
+    assert len(found.page_names()) == 248 + 30 + 2
+    assert len(found.raw or b"") < 6_000
 
 
 # ---------------------------------------------------------------- in the background
@@ -1185,30 +1187,32 @@ def test_every_flip_of_the_head(run: Path, monkeypatch: pytest.MonkeyPatch) -> N
     whole(run, expected)
 
 
-def test_every_flip_of_a_page(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("saves", [7, 13])
+def test_every_flip_of_a_page(run: Path, monkeypatch: pytest.MonkeyPatch, saves: int) -> None:
     monkeypatch.setattr(journal, "PAGE", 2)
     monkeypatch.setattr(journal, "_MAX_RECENT", 4)
-    expected = {i: {"w": np.arange(3) + i} for i in range(7)}
+    expected = {i: {"w": np.arange(3) + i} for i in range(saves)}
     with new(run) as store:
         for i, state in expected.items():
             store.save(i, state, tags=[f"t{i}"])
     page = run / "pages" / f"{Journal(open_backend(run)).head.pages[0].name}.json"
     good = page.read_bytes()
+    assert (b'"pages"' in good) == (saves > 7)
     for at in range(len(good)):
         for bad in (flipped(good, at, at % 8), good[:at]):
             page.write_bytes(bad)
             with pytest.raises(tzip.CorruptError) as caught:
                 list(new(run).log())
             assert caught.value.path == str(page)
-    same(expected[6], new(run).load())  # what is not in the page can be read
+    same(expected[saves - 1], new(run).load())  # what is not in the page can be read
     page.unlink()
     with pytest.raises(tzip.CorruptError, match="missing"):
         new(run).find(0)
     faults = upkeep.verify(open_backend(run), deep=True, threads=1).faults
     assert [f.path for f in faults] == [str(page)]
     report = new(run).repair()
-    assert (report.kept, report.rebuilt) == (list(range(7)), True)
-    whole(run, expected, {f"t{i}": i for i in range(7)})  # the head stood: its tags are known
+    assert (report.kept, report.rebuilt) == (list(range(saves)), True)
+    whole(run, expected, {f"t{i}": i for i in range(saves)})  # the head stood: its tags are known
 
 
 def test_head_and_page_that_lie(run: Path) -> None:
