@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple, Self
 from tzip.coders.errors import CorruptError, NotAnArchiveError, TruncatedError, UnsupportedError
 from tzip.coders.mixing import mix
 
-VERSION = 0
+VERSION = 1  # 0 was the draft
 CHUNK_LOG, GROUP_LOG = 20, 18
 CHUNK_ELEMENTS, GROUP_ELEMENTS = 1 << CHUNK_LOG, 1 << GROUP_LOG
 MAX_RECORD = 1 << 25
@@ -121,6 +121,8 @@ class ArchiveHeader:
         if len(data) < cls.SIZE:
             raise TruncatedError(f"the archive header has {len(data)} of {cls.SIZE} bytes").at(offset=0)
         _, version, chunk_log, group_log, must, may, zstd, writer, reserved = cls.FORM.unpack(data[:56])
+        if version == 0:
+            raise UnsupportedError("format version 0, a draft: the tzip that made it reads it").at(offset=8)
         if version > VERSION:
             raise UnsupportedError(f"format version {version}: this tzip reads up to {VERSION}; upgrade it").at(offset=8)
         if check8(data[:56]) != data[56:64]:

@@ -218,7 +218,7 @@ def write_object(
             info = ObjectInfo(tuple(sorted(packer.archives())), 0, raw)
             if describe is not None:
                 data = describe(records, info)
-                packer.sha256 = True  # an archive's id covers what a member holds inline only through its SHA-256
+                packer.sha256 = True  # all else hangs on it: it is proven by more than a sum of 64 bits
                 packer.add(Item(MANIFEST, FILE, 0o644, NO_MTIME, len(data), lambda: BufferSource(data)))
             archive_id = packer.finish().hex()
         finally:

@@ -1246,7 +1246,7 @@ def read_header(header: bytes) -> None:
         raise Truncated("the header is not whole")
     fields = struct.unpack("<8sHBBIII24s8s8s", header)
     _, version, chunk_log, group_log, must_understand, _, _, writer, reserved, check = fields
-    if version > 0:
+    if version != 1:
         raise Unsupported(f"version {version}")
     require(check == check8(header[:56]), "check of the header")
     if (chunk_log, group_log) != (20, 18):

@@ -941,7 +941,7 @@ def table_of(members: list[Member], first_run: int, first_member: int, is_index:
 
 
 def header_bytes(
-    version: int = 0, grid: tuple[int, int] = (20, 18), must: int = 0, may: int = 0, reserved: bytes = bytes(8)
+    version: int = 1, grid: tuple[int, int] = (20, 18), must: int = 0, may: int = 0, reserved: bytes = bytes(8)
 ) -> bytes:
     """Section 2.1."""
     head = struct.pack("<8sHBBIII24s8s", bytes.fromhex("89545A49500D0A1A"), version, *grid, must, may, 10506, b"test", reserved)

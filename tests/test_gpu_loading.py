@@ -20,7 +20,7 @@ from tzip.coders.errors import BaseNotFoundError, CorruptError, UnsupportedError
 from tzip.gpu import Availability, Device, available, decoder, ring
 from tzip.loading import _TORCH
 
-GOLDEN = Path(__file__).parent / "golden" / "v0"
+GOLDEN = Path(__file__).parent / "golden" / "v1"
 
 
 @pytest.fixture

@@ -183,7 +183,8 @@ def test_not_an_archive(data: bytes) -> None:
 def test_headers(samples: dict[str, Sample], tmp_path: Path) -> None:
     data = samples["default"][0]
     for fields in (
-        {"version": 1},
+        {"version": 0},
+        {"version": 2},
         {"version": 65535},
         {"must": 1},
         {"must": 1 << 31},
