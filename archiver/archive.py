@@ -5,13 +5,14 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tzip.bases import Base, Bases, Input, Origin, OwnFile, paths_of, role_bytes
+from tzip.bases import Base, Bases, Input, Library, Origin, OwnFile, expect_inputs, paths_of, role_bytes
 from tzip.coders.errors import CorruptError, TensorNotFoundError, TzipError, UnsupportedError
 from tzip.coders.registry import names_of
 from tzip.formats.catalogue import IN_RUN, LINK, ROLES, SHA_KNOWN, STRIDED
@@ -74,7 +75,8 @@ class Archive(Mapping[str, NDArray[Any]]):
     def __init__(
         self, source: Any, reader: ArchiveReader | None = None, *, base: Any = None, chain: tuple[bytes, ...] = ()
     ) -> None:
-        self._base = paths_of(base)
+        self._base = base if isinstance(base, Library) else paths_of(base)
+        reader = source if isinstance(source, ArchiveReader) else reader
         self._source = open_source(source) if reader is None else reader.source
         try:
             self.reader = ArchiveReader(self._source) if reader is None else reader
@@ -95,7 +97,6 @@ class Archive(Mapping[str, NDArray[Any]]):
         self._bases: Bases | None = None
         self._inputs: dict[int, list[Input]] = {}
         self._strings: OrderedDict[int, tuple[int, U8]] = OrderedDict()
-        self._own = OwnFile(self._read_own, self._prepare_own)
         self._own_rows: dict[Base, int] = {}
         self._first_input = np.cumsum(index["r_inputs"], dtype=np.int64) - index["r_inputs"]
         self._first_extent = np.cumsum(index["m_extents"], dtype=np.int64) - index["m_extents"]
@@ -328,6 +329,10 @@ class Archive(Mapping[str, NDArray[Any]]):
                     self._strings.popitem(last=False)
         return told[1] if told[0] == kind else None
 
+    @cached_property
+    def _own(self) -> OwnFile:  # a circle of references, which few archives need
+        return OwnFile(self._read_own, self._prepare_own)
+
     def _read_own(self, base: Base, begin: int, out: "U8") -> None:
         self.read_into([(self._own_rows[base], begin, out)], 1, keep=True)
 
@@ -447,13 +452,15 @@ class Archive(Mapping[str, NDArray[Any]]):
         self.read_into([(row, begin, out)], threads)
 
     def read_into(
-        self, wanted: "Sequence[tuple[int, int, U8]]", threads: int | None, *, gathered: bool = True, keep: bool = False
-    ) -> None:
+        self, wanted: "Sequence[tuple[int, int, U8]]", threads: int | None, *,
+        gathered: bool = True, keep: bool = False, expected: bool = False,
+    ) -> None:  # fmt: skip
         """Fill byte arrays with parts of tensors: (row of the index, first byte, array of shape (n,)) each.
 
         A chunk that several of them need is decoded once. Bytes are those of the elements in row-major order; without
         `gathered` those of strided tensors are as they lie, from the first element on. `keep`: the chunks will be
-        asked for again. Raises CorruptError or UnsupportedError; the arrays are then unspecified and must not be used.
+        asked for again; `expected`: the source was told of them. Raises CorruptError or UnsupportedError; the arrays are
+        then unspecified and must not be used.
         """
         if gathered:
             layouts = self.reader.index["t_layout"]
@@ -470,7 +477,8 @@ class Archive(Mapping[str, NDArray[Any]]):
             except TzipError as e:
                 raise self._placed(e, row, member) from None
         index = self.reader.index
-        self._source.expect(sorted(self.reader.chunk_at(*place) for place in parts))
+        if not expected:
+            self._expect(parts)
 
         def one(item: "tuple[tuple[int, int], list[tuple[int, int, int, U8]]]") -> None:
             (run, chunk), uses = item
@@ -491,6 +499,19 @@ class Archive(Mapping[str, NDArray[Any]]):
         with Workers(min(thread_count(threads), max(1, len(parts)))) as workers:
             for _ in workers.map(one, parts.items()):
                 pass
+
+    def expect(self, pieces: "Sequence[tuple[int, int, int]]") -> None:
+        """Be told which (row, first byte, bytes) others will read, whose own reading goes on; see `Source.expect`."""
+        self._expect({s[:2] for row, at, n in pieces if n and self.in_chunks(row) for s in self.spans(row, at, n)}, more=True)
+
+    def _expect(self, places: "Iterable[tuple[int, int]]", more: bool = False) -> None:
+        """Tell the source of chunks that will be read, and what is far away also of those that they are made from."""
+        places = list(places)
+        self._source.expect(sorted(self.reader.chunk_at(*place) for place in places), more)
+        if self._source.far:
+            width, size = self.reader.index["r_width"], self.reader.chunk_elements
+            runs = ((r, c * CHUNK_ELEMENTS * int(width[r]), size(r, c) * int(width[r])) for r, c in places)
+            expect_inputs((self.inputs(run), begin, n) for run, begin, n in runs)
 
     def _member_of(self, row: int) -> int:
         member = int(np.searchsorted(self._first_tensor, row, side="right")) - 1
@@ -600,8 +621,7 @@ class Archive(Mapping[str, NDArray[Any]]):
                 (run, c, max(begin - c * step, 0), min(begin + n - c * step, step))
                 for c in range(begin // step, -(-(begin + n) // step))
             ]
-        places = {(run, chunk) for run, chunk, _, _ in pieces if run >= 0}
-        self._source.expect(sorted(self.reader.chunk_at(*place) for place in places))
+        self._expect({(run, chunk) for run, chunk, _, _ in pieces if run >= 0})
         yield from in_order(pieces, uses, inline, index.run_chunks, self.decode_chunk, workers, write)
 
     def member_extents(self, member: int) -> list[tuple[int, int, int, int]]:
@@ -658,9 +678,9 @@ class Archive(Mapping[str, NDArray[Any]]):
         return f"<tzip archive {self._source.name!r}: {len(self.reader.index.member_names)} members, {len(self)} tensors>"
 
 
-def opener(base: Any) -> Callable[[Path, tuple[bytes, ...]], Archive]:
+def opener(base: Any) -> Callable[[Any, tuple[bytes, ...]], Archive]:
     """Return what opens archives that others lean on, whose own bases are looked for in the same places."""
-    return lambda path, chain: Archive(path, base=base, chain=chain)
+    return lambda place, chain: Archive(place, base=base, chain=chain)
 
 
 def open(source: Any, *, base: Any = None) -> Archive:  # tzip.open, as gzip.open

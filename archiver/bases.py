@@ -25,6 +25,7 @@ from tzip.formats.dtypes import OPAQUE, Dtype
 from tzip.formats.envelope import is_packed
 from tzip.formats.layout import CHUNK_ELEMENTS
 from tzip.formats.neighbours import Neighbours
+from tzip.formats.reader import ArchiveReader
 from tzip.formats.recognising import Found
 from tzip.formats.source import Source, open_source
 
@@ -98,6 +99,9 @@ class BaseFile:
 
     def prepare(self, base: Base) -> None:
         """Find what the tensor itself leans on; raises BaseNotFoundError."""
+
+    def expect(self, pieces: Sequence[tuple[Base, int, int]]) -> None:
+        """Be told which (tensor, first byte, bytes) will be read next; see `Source.expect`."""
 
     def read_into(self, base: Base, begin: int, out: U8) -> None:
         """Fill `out` with bytes of a tensor, all of which it has."""
@@ -236,11 +240,17 @@ class _PackedFile(BaseFile):
         runs = self.archive.tensor_runs(self.rows[base.name]) if named else self.archive.member_runs(self.member)
         self.archive.find_bases(runs)
 
+    def expect(self, pieces: Sequence[tuple[Base, int, int]]) -> None:
+        # The others are byte ranges of files, of which each chunk is a request.
+        known = [(self.rows[b.name], begin, n) for b, begin, n in pieces if b is self.tensors.get(b.name)]
+        self.archive.expect(known)
+
     def read_into(self, base: Base, begin: int, out: U8) -> None:
         if base is self.tensors.get(base.name):
             # What its tensors are predicted from is asked for again by the next of them: without a cache in every archive
             # of a chain of n a chunk of weights takes n^3 / 6 decodings, with it 3 n.
-            self.archive.read_into([(self.rows[base.name], begin, out)], 1, keep=self._predicts)
+            far = self.archive.reader.source.far
+            self.archive.read_into([(self.rows[base.name], begin, out)], 1, keep=self._predicts, expected=far)
         else:
             self._read_range(base.begin + begin, out)
 
@@ -262,7 +272,15 @@ class _PackedFile(BaseFile):
                 part[first - where : last - where] = decoded[first - chunk * step : last - chunk * step]
 
 
-OpenArchive = Callable[[Path, tuple[bytes, ...]], Any]  # an Archive, which this module is below of
+class Library:
+    """Archives that are found by their ids, because they lie in no folder."""
+
+    def archive(self, archive_id: str) -> ArchiveReader:
+        """Return an archive's structures, proven to be of that id. Raises FileNotFoundError."""
+        raise AssertionError
+
+
+OpenArchive = Callable[[Any, tuple[bytes, ...]], Any]  # an Archive, which this module is below of
 Tensors = Sequence[tuple[str, Dtype, tuple[int, ...]]]
 ReadTensor = Callable[[int, int, int], U8]  # n bytes from a byte on of a tensor, by its place in a list
 
@@ -287,7 +305,7 @@ def paths_of(given: Any) -> list[Path]:
 
 
 class Bases:
-    """The files that may hold bases: those of `given` paths (files, folders, archives), and, to read, those found by search.
+    """The files that may hold bases: those of `given` paths (files, folders, archives) or, to read, in a library or by search.
 
     `open_archive(path, chain)` opens an archive that may lean on others; `chain` are the ids of those that lead to it.
     """
@@ -305,7 +323,8 @@ class Bases:
         self._by_origin: dict[tuple[bytes, bytes], BaseFile] = {}
         self._beside = beside
         self._neighbours = Neighbours()
-        self.given = paths_of(given)
+        self._library = given if isinstance(given, Library) else None
+        self.given = paths_of(None if self._library else given)
 
     # ---- packing
 
@@ -387,6 +406,9 @@ class Bases:
             return self._found[key]
 
     def _search(self, wanted: Origin, tensor: str, begin: int, length: int) -> Base:
+        found = self._in_library(wanted, tensor, begin, length)
+        if found is not None:
+            return found
         looked: list[str] = []
         hole: BaseNotFoundError | None = None
         # Those with a tensor of that name first: to know whether a file is the one it may have to be read whole.
@@ -418,6 +440,30 @@ class Bases:
         raise BaseNotFoundError(
             f"the base {wanted.file!r} ({', '.join(names)}) is not here; say where it is with --base (base=) or {SEARCH}{seen}"
         ).at(tensor=tensor)
+
+    def _in_library(self, wanted: Origin, tensor: str, begin: int, length: int) -> Base | None:
+        if self._library is None or wanted.archive == _NONE:
+            return None
+        files = [file for file in self.held(wanted.archive.hex()) if file.origin().fits(wanted)]
+        files.sort(key=lambda file: tensor not in file.tensors)
+        for file in files:
+            base = _tensor_of(file, tensor, begin, length)
+            if base is not None and (tensor in file.tensors or file.size >= begin + length):
+                file.prepare(base)
+                return base
+        return None
+
+    def held(self, archive_id: str) -> list[BaseFile]:
+        """Return the files in an archive of the library, none when it is not there."""
+        assert self._library is not None
+        with self._lock:
+            if archive_id not in self._opened:
+                try:
+                    archive = self._open_archive(self._library.archive(archive_id), self._chain)
+                except FileNotFoundError:
+                    return []
+                self._opened[archive_id] = self._opened_archive(archive, Path(archive_id), ())
+            return self._opened[archive_id].files
 
     def _candidates(self, wanted: Origin) -> Iterator[Path]:
         yield from _expand(self.given)
@@ -469,7 +515,9 @@ class Bases:
             source.close()
             raise
         source.close()
-        archive = self._open_archive(path, self._chain)
+        return self._opened_archive(self._open_archive(path, self._chain), path, stamp)
+
+    def _opened_archive(self, archive: Any, path: Path, stamp: tuple[int, ...]) -> _Opened:
         if archive.reader.footer.archive_id in self._chain:  # itself, or one that leans on this one
             archive.close()
             return _Opened([], lambda: None, path, ())
@@ -527,6 +575,18 @@ def _gain(dtype: Dtype, base: Base, read: Callable[[int, int], U8]) -> int:
 
 def _tensor_of(file: BaseFile, name: str, begin: int, length: int) -> Base | None:
     return file.tensors.get(name) if begin == NOT_KNOWN else file.at(name, begin, length)
+
+
+def expect_inputs(parts: Iterable[tuple[Iterable[Input], int, int]]) -> None:
+    """Tell files what of them will be read for parts of runs: (inputs of the run, first byte, bytes) each."""
+    below: dict[BaseFile, list[tuple[Base, int, int]]] = {}
+    for inputs, begin, n in parts:
+        for one in inputs:
+            low, high = max(begin, one.offset), min(begin + n, one.offset + one.length)
+            if low < high and not one.base.file.inner:
+                below.setdefault(one.base.file, []).append((one.base, low - one.offset, high - low))
+    for file, pieces in below.items():
+        file.expect(pieces)
 
 
 def role_bytes(inputs: Iterable[Input], role: int, begin: int, n: int) -> U8 | None:

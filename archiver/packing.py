@@ -100,7 +100,7 @@ class Options:
     base: Any = None
 
 
-_THIS = (b"the archive to be",)  # in a chain: what leans on too many is not made
+TO_BE = (b"the archive to be",)  # in a chain: what leans on too many is not made
 Job = tuple[U8, Run, int]  # the bytes of a chunk, its run, its ordinal in the run
 
 
@@ -124,7 +124,7 @@ class Packer:
         self.duplicates = Duplicates()
         self.bases = bases
         if bases is None and options.base is not None:
-            self.bases = Bases(options.base, opener(options.base), chain=_THIS)
+            self.bases = Bases(options.base, opener(options.base), chain=TO_BE)
         self.leans_on: set[str] = set()
         self.neighbours = Neighbours()
         self.runs = 0

@@ -33,6 +33,7 @@ from tzip.formats.layout import (
 from tzip.formats.source import Source
 
 TAIL = 65536  # the last bytes of a file, read at once: they often hold the whole index
+SMALL = 8192  # bytes of a record that are read with its head: mostly all of it
 MAX_EXPANSION = 1 << 17  # bytes of all members for each byte of the archive
 KINDS = (MEMBER, CHUNK, DONE, INDEX)
 
@@ -70,7 +71,9 @@ class ArchiveReader:
             ArchiveHeader.read(begin if begin[:8] == ArchiveHeader.MAGIC else self.source.read_at(0, ArchiveHeader.SIZE))
             raise
         self.origin = size - self.footer.archive_length
-        self.header = ArchiveHeader.read(self.source.read_at(self.origin, ArchiveHeader.SIZE))
+        at = self.origin - (size - len(tail))
+        found = tail[at : at + ArchiveHeader.SIZE] if at >= 0 else self.source.read_at(self.origin, ArchiveHeader.SIZE)
+        self.header = ArchiveHeader.read(found)
         if self.footer.index_length > MAX_BODY + 64:
             raise CorruptError("the index is larger than the format allows").at(offset=size - Footer.SIZE)
         start = self.origin + self.footer.index_offset
@@ -148,11 +151,12 @@ class ArchiveReader:
 
     def read_record(self, offset: int) -> bytes:
         """Return the member or done record at `offset` of the file, its check proven and bare."""
-        head = self.source.read_at(offset, RECORD_HEAD)
+        first = self.source.read_at(offset, SMALL)
+        head = first[:RECORD_HEAD]
         length = int.from_bytes(head[16:24], "little")
         if len(head) < RECORD_HEAD or head[:8] not in (MEMBER, DONE) or not MIN_RECORD <= length <= MAX_BODY + 64:
             raise CorruptError("no member or done record here").at(path=self.source.name, offset=offset)
-        record = self.source.read_at(offset, length)
+        record = first[:length] if length <= len(first) else self.source.read_at(offset, length)
         if len(record) != length:
             raise TruncatedError("a record is cut off").at(path=self.source.name, offset=offset)
         check = check8(record[16:])

@@ -13,22 +13,29 @@ GAP = 1 << 18  # bytes between two pieces that are read in vain rather than aske
 _HELD = 4  # spans that are kept until their pieces were read
 
 
-class RemoteSource(Source):
-    """A file behind a URL. What is expected is fetched in spans of neighbouring pieces, each once."""
+def file_system(url: str, **options: Any) -> tuple[Any, str]:
+    """Return the file system of a URL and the path there. Raises UsageError when the package for it is missing."""
+    try:
+        import fsspec
+    except ModuleNotFoundError:
+        raise UsageError("reading a URL needs fsspec: pip install 'tensor-tzip[remote]'") from None
+    try:
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url, **options)
+    except (ImportError, ValueError) as e:  # the protocol's own package is missing, or it is no protocol
+        raise UsageError(f"cannot read {url}: {e}") from None
+    return found
 
-    def __init__(self, url: str, **options: Any) -> None:
-        try:
-            import fsspec
-        except ModuleNotFoundError:
-            raise UsageError("reading a URL needs fsspec: pip install 'tensor-tzip[remote]'") from None
-        try:
-            self._fs, self._path = fsspec.core.url_to_fs(url, **options)
-        except (ImportError, ValueError) as e:  # the protocol's own package is missing, or it is no protocol
-            raise UsageError(f"cannot read {url}: {e}") from None
-        size = _asked(url, lambda: self._fs.info(self._path)["size"])
-        if size is None:
-            raise UsageError("the server does not say how large the file is, so it cannot be read in parts").at(path=url)
-        super().__init__(url, int(size))
+
+class SpanSource(Source):
+    """A file far away, of which `fetch(begin, end)` returns bytes. What is expected is fetched in spans of neighbouring pieces,
+    each once.
+    """
+
+    far = True
+
+    def __init__(self, name: str, size: int, fetch: Callable[[int, int], bytes]) -> None:
+        super().__init__(name, size)
+        self.fetch = fetch
         self._lock = threading.Lock()
         self._pieces: dict[int, _Span] = {}
         self._fetched: OrderedDict[int, _Span] = OrderedDict()
@@ -40,10 +47,10 @@ class RemoteSource(Source):
         span = self._span_of(offset)
         if span is None or end > span.end:
             return self._fetch(offset, end)
-        data = span.data(self)
+        data = span.data(self._fetch)
         return data[offset - span.begin : end - span.begin]
 
-    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def expect(self, ranges: Sequence[tuple[int, int]], more: bool = False) -> None:
         spans: list[_Span] = []
         pieces: dict[int, _Span] = {}
         for offset, length in ranges:
@@ -55,6 +62,9 @@ class RemoteSource(Source):
             pieces[offset] = spans[-1]
             spans[-1].left += 1
         with self._lock:
+            if more:
+                self._pieces.update(pieces)
+                return
             self._pieces = pieces
             self._fetched.clear()
 
@@ -76,7 +86,7 @@ class RemoteSource(Source):
             return span
 
     def _fetch(self, begin: int, end: int) -> bytes:
-        data: bytes = _asked(self.name, lambda: self._fs.cat_file(self._path, start=begin, end=end))
+        data = self.fetch(begin, end)
         if len(data) != end - begin:
             raise OSError(f"{self.name}: asked for bytes {begin} to {end}, got {len(data)} of {end - begin}")
         return data
@@ -87,7 +97,18 @@ class RemoteSource(Source):
             self._pieces = {}
 
 
-def _asked(url: str, ask: Callable[[], Any]) -> Any:
+class RemoteSource(SpanSource):
+    """A file behind a URL."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        fs, path = file_system(url, **options)
+        size = asked(url, lambda: fs.info(path)["size"])
+        if size is None:
+            raise UsageError("the server does not say how large the file is, so it cannot be read in parts").at(path=url)
+        super().__init__(url, int(size), lambda begin, end: asked(url, lambda: fs.cat_file(path, start=begin, end=end)))
+
+
+def asked(url: str, ask: Callable[[], Any]) -> Any:
     """Return what a file system answers. What it raises becomes OSError: those of HTTP libraries are of their own kinds."""
     try:
         return ask()
@@ -108,9 +129,9 @@ class _Span:
         self._lock = threading.Lock()
         self._data: bytes | None = None
 
-    def data(self, source: RemoteSource) -> bytes:
+    def data(self, fetch: Callable[[int, int], bytes]) -> bytes:
         """Return the bytes."""
         with self._lock:
             if self._data is None:
-                self._data = source._fetch(self.begin, self.end)
+                self._data = fetch(self.begin, self.end)
             return self._data

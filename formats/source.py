@@ -20,6 +20,8 @@ _SMALL = 1 << 16
 class Source:
     """Bytes that can be read at any offset, by several threads at once. `name` is for messages."""
 
+    far = False  # whether each reading is a request over a network
+
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
@@ -38,9 +40,9 @@ class Source:
         """Return n bytes as they lie in memory, read-only, or None when the source has them elsewhere or has fewer."""
         return None
 
-    def expect(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def expect(self, ranges: Sequence[tuple[int, int]], more: bool = False) -> None:
         """Be told which (offset, length), in ascending order, will be read next, each once: what is far away is worth fetching
-        in larger pieces.
+        in larger pieces. `more`: besides what was expected before.
         """
 
     def close(self) -> None:
@@ -120,11 +122,13 @@ class FileSource(Source):
 
 
 def open_source(source: Any) -> Source:
-    """Open a path, a URL that fsspec knows, `os.PathLike`, bytes-like object or binary file for reading.
+    """Open a path, a URL that fsspec knows, `os.PathLike`, bytes-like object, binary file or source for reading.
 
     A file that cannot seek, such as a pipe, is first copied to an unnamed temporary file, so that memory stays
     bounded and a pipe is packed exactly like a file.
     """
+    if isinstance(source, Source):
+        return source
     if isinstance(source, str) and is_url(source):
         from tzip.formats.remote import RemoteSource
 

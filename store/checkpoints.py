@@ -14,7 +14,7 @@ from tzip.archive import Archive
 from tzip.coders.arrays import U8
 from tzip.coders.errors import CorruptError, TensorNotFoundError, TzipError
 from tzip.formats.dtypes import Dtype
-from tzip.store.backends import LocalFolder
+from tzip.store.backends import Backend
 from tzip.store.journal import Entry
 from tzip.store.manifest import MANIFEST, Manifest
 from tzip.store.objects import row_of
@@ -38,7 +38,7 @@ class Objects:
     Those used least recently are let go: a state whose tensors changed at different times is in thousands of them.
     """
 
-    def __init__(self, backend: LocalFolder) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._open: OrderedDict[str, Archive] = OrderedDict()
         self._lock = threading.Lock()
@@ -47,14 +47,14 @@ class Objects:
         """Return an object. Raises CorruptError when it is missing or another archive."""
         with self._lock:
             if archive_id not in self._open:
-                path = self.backend.object_path(archive_id)
+                path = self.backend.object_name(archive_id)
                 try:
-                    archive = _Object(path)
+                    archive = _Object(self.backend.archive(archive_id), base=self.backend.library)
                 except FileNotFoundError:
-                    raise CorruptError("an object of the store is missing").at(path=str(path)) from None
+                    raise CorruptError("an object of the store is missing").at(path=path) from None
                 if archive.reader.footer.archive_id.hex() != archive_id:
                     archive.close()
-                    raise CorruptError("an object is another archive than its name says").at(path=str(path))
+                    raise CorruptError("an object is another archive than its name says").at(path=path)
                 self._open[archive_id] = archive
                 if len(self._open) > _OPEN:
                     self._open.popitem(last=False)
@@ -87,7 +87,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
     Every byte that it returns is proven by the sums of its chunk. Close it, or use it in a `with` statement.
     """
 
-    def __init__(self, backend: LocalFolder, entry: Entry) -> None:
+    def __init__(self, backend: Backend, entry: Entry) -> None:
         self.entry = entry
         self._objects = Objects(backend)
         try:

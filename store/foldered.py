@@ -13,7 +13,7 @@ from tzip.coders.errors import CorruptError, UsageError
 from tzip.formats.atomic import PartialFile
 from tzip.formats.catalogue import LINK
 from tzip.formats.names import check_links, fold
-from tzip.store.backends import LocalFolder
+from tzip.store.backends import Backend
 from tzip.store.checkpoints import Checkpoint, Objects
 from tzip.store.journal import Entry, Journal
 from tzip.store.manifest import MANIFEST, THIS, Manifest, ObjectInfo, Record, depths, named, needed
@@ -25,7 +25,7 @@ _PART = 1 << 24  # bytes of a tensor that are in memory at once
 
 
 def write_files(
-    backend: LocalFolder,
+    backend: Backend,
     journal: Journal,
     entry: Entry,
     items: Sequence[Item],
@@ -53,7 +53,7 @@ def write_files(
             held.close()
         below = depths(manifest.objects)[earlier.object]
         if tensors and below + 2 <= max_chain:
-            objects, bases = dict(manifest.objects), [str(backend.object_path(earlier.object))]
+            objects, bases = dict(manifest.objects), [earlier.object]
     made: dict[str, Any] = {}
 
     def describe(own: Mapping[str, Record], info: ObjectInfo) -> bytes:
@@ -90,13 +90,14 @@ def _renamed(item: Item, name: str) -> Item:
     return Item(name, item.kind, item.mode, item.mtime_ns, item.size, item.open, item.link, item.stamp, item.original)
 
 
-def restore(backend: LocalFolder, entry: Entry, dst: str, *, force: bool, threads: int) -> None:
+def restore(backend: Backend, entry: Entry, dst: str, *, force: bool, threads: int) -> None:
     """Write a checkpoint as files; see `Store.restore`."""
     if entry.kind == "files":
         with Checkpoint(backend, entry) as checkpoint:
             names = [n for n in checkpoint.archive(entry.object).reader.index.member_names if n != MANIFEST]
         if names:
-            unpack(backend.object_path(entry.object), dst, members=names, threads=threads, force=force)
+            source = backend.archive(entry.object)
+            unpack(source, dst, members=names, threads=threads, force=force, base=backend.library)
         else:
             os.makedirs(dst, exist_ok=True)
         return
@@ -106,7 +107,7 @@ def restore(backend: LocalFolder, entry: Entry, dst: str, *, force: bool, thread
     if entry.kind == "sharded":
         from tzip.store.sharded import restore as restore_sharded
 
-        restore_sharded(str(backend.root), entry, target, force=force)
+        restore_sharded(backend, entry, target, force=force)
         return
     if target.suffix == ".safetensors":
         with Checkpoint(backend, entry) as checkpoint, PartialFile(target, force=force) as partial:

@@ -8,12 +8,13 @@ import contextlib
 import hashlib
 import json
 import math
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from tzip.coders.errors import ConflictError, CorruptError
-from tzip.store.backends import HEAD, LocalFolder
+from tzip.store.backends import Backend
 from tzip.store.sealing import VERSION, as_count, as_id, as_object, as_text, canonical, sealed, unsealed
 
 PAGE = 32  # entries of a page, and pages of a page of pages
@@ -81,7 +82,8 @@ class Head:
     pages: tuple[Page, ...] = ()
     recent: tuple[Entry, ...] = ()
     tags: Mapping[str, int] = field(default_factory=dict)
-    retired: Mapping[str, int] = field(default_factory=dict)  # objects that no checkpoint needs, and since when (ns)
+    retired: Mapping[str, int] = field(default_factory=dict)  # what no checkpoint needs, and since when (ns)
+    condemned: Mapping[str, int] = field(default_factory=dict)  # what is being removed: no later head may name it (ns)
 
     def write(self) -> bytes:
         """Return the bytes of the head."""
@@ -94,7 +96,7 @@ class Head:
             "tags": dict(self.tags),
             "retired": dict(self.retired),
         }
-        return sealed(body)
+        return sealed({**body, "condemned": dict(self.condemned)} if self.condemned else body)
 
     @staticmethod
     def read(data: bytes, path: str) -> "Head":
@@ -109,6 +111,7 @@ class Head:
                 tuple(_entry(e) for e in body["recent"]),
                 {as_text(k): as_count(v) for k, v in body["tags"].items()},
                 {as_id(k): as_count(v) for k, v in body["retired"].items()},
+                {as_id(k): as_count(v) for k, v in body.get("condemned", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
             raise CorruptError(f"the head of the store breaks a rule: {e}").at(path=path) from None
@@ -117,10 +120,10 @@ class Head:
 class Journal:
     """A head with its pages, read when they are asked for. `instead` stands in for one that cannot be read."""
 
-    def __init__(self, backend: LocalFolder, instead: Head | None = None) -> None:
+    def __init__(self, backend: Backend, instead: Head | None = None) -> None:
         self.backend = backend
         self.raw = backend.read_head()
-        self.path = str(backend.root / HEAD)
+        self.path = backend.head_name
         if instead is not None:
             self.head = instead
             return
@@ -180,7 +183,7 @@ class Journal:
             raise CorruptError("a page is not what the head says").at(path=self._path(page))
 
     def _path(self, page: Page) -> str:
-        return str(self.backend.pages / f"{page.name}.json")
+        return self.backend.page_name(page.name)
 
     def _read(self, page: Page, key: str, parse: Callable[[Any], T]) -> tuple[T, ...]:
         path = self._path(page)
@@ -224,18 +227,17 @@ class Journal:
         """
         with self.backend.committing():
             there = set(self.head.pages)
+            condemned = self.head.condemned
             waiting = [page for page in head.pages if page not in there]
             while waiting:
                 page = waiting.pop()
-                if not self.backend.has_page(page.name):
+                if page.name in condemned or not self.backend.has_page(page.name):
                     raise ConflictError(f"page {page.name} was removed before the head named it").at(path=self.path)
                 if page.height:
                     waiting += [lower for lower in self._pages(page) if lower not in there]
-            for archive_id in objects:
-                if self.backend.object_size(archive_id) is None:
-                    raise ConflictError(f"object {archive_id} was removed while the checkpoint was written").at(
-                        path=self.path
-                    )
+            wanted = set(objects)
+            for archive_id in (*(wanted & condemned.keys()), *self.backend.missing(wanted)):
+                raise ConflictError(f"object {archive_id} was removed while the checkpoint was written").at(path=self.path)
             self.backend.put_head(head.write(), self.raw)
 
     # ---- heads to be
@@ -291,7 +293,10 @@ class Journal:
         return tuple(pages)
 
     def _put_page(self, key: str, rows: list[Any], low: int, high: int, count: int, height: int) -> Page:
-        data = canonical({"tzip_page": VERSION, key: rows})
+        body: dict[str, Any] = {"tzip_page": VERSION, key: rows}
+        if not self.backend.locks:  # a page that is being removed must not be made again
+            body["nonce"] = uuid.uuid4().hex
+        data = canonical(body)
         name = hashlib.sha256(data).hexdigest()
         self.backend.put_page(name, data)
         return Page(name, low, high, count, height)

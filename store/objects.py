@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 import numpy as np
 
@@ -17,8 +18,8 @@ from tzip.formats.catalogue import FILE, NO_MTIME
 from tzip.formats.dtypes import Dtype
 from tzip.formats.identity import block_bytes, block_digest, content_id
 from tzip.formats.source import BufferSource, Source
-from tzip.packing import Options, Packer
-from tzip.store.backends import LocalFolder
+from tzip.packing import TO_BE, Options, Packer
+from tzip.store.backends import Backend
 from tzip.store.manifest import MANIFEST, THIS, ObjectInfo, Record
 from tzip.store.states import RESERVED
 from tzip.tree import Item
@@ -170,6 +171,20 @@ class HeldBases(Bases):
         return found
 
 
+class ObjectBases(Bases):
+    """The files in objects of a store, to pack differences from them."""
+
+    def __init__(self, backend: Backend, archive_ids: Sequence[str]) -> None:
+        far = backend.library
+        paths = [] if far else [path for i in archive_ids if isinstance(path := backend.archive(i), Path)]
+        super().__init__(far or paths, opener(far or paths), chain=TO_BE)
+        self._ids = archive_ids if far else []
+
+    def files(self) -> list[BaseFile]:
+        """Return the files, with tensors, in the objects."""
+        return [file for i in self._ids for file in self.held(i)] if self._ids else super().files()
+
+
 @dataclass(frozen=True, slots=True)
 class Written:
     """An object that is durable: its id, its bytes, and the records of its tensors."""
@@ -183,7 +198,7 @@ Describe = Callable[[Mapping[str, Record], ObjectInfo], bytes]  # the manifest, 
 
 
 def write_object(
-    backend: LocalFolder,
+    backend: Backend,
     tensors: Sequence[Held],
     contents: Mapping[str, str],
     earlier: Iterable[tuple[Record, Held]],
@@ -197,13 +212,14 @@ def write_object(
     """Pack tensors, as differences from earlier ones where that pays, into a new object, with the manifest when there is one.
 
     `contents`: the content ids, in hexadecimal. `earlier`: records of what differences may be from, and the tensors.
-    `files`: members to pack instead, as they are, with `bases`, the paths of objects that they may be differences from.
+    `files`: members to pack instead, as they are, with `bases`, the ids of objects that they may be differences from.
     """
     held = HeldBases(earlier)
+    of_objects = ObjectBases(backend, bases) if bases else None
     # Strict: tensors that nobody could find again, for the header breaks a rule, must not be saved.
-    options = Options(level, threads, sha256=bool(files), strict=not files, base=list(bases) or None)
+    options = Options(level, threads, sha256=bool(files), strict=not files)
     with backend.new_object() as file, Workers(threads) as workers:
-        packer = Packer(file.file, workers, options, bases=None if bases else held)
+        packer = Packer(file.file, workers, options, of_objects or held)
         try:
             if tensors:
                 source = _Tensors(tensors)

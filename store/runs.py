@@ -21,7 +21,7 @@ from tzip.coders.errors import ConflictError, UsageError
 from tzip.coders.sums import same_bytes
 from tzip.plan import level_named
 from tzip.store import upkeep
-from tzip.store.backends import LocalFolder, StaleHeadError, open_backend
+from tzip.store.backends import Backend, StaleHeadError, open_backend
 from tzip.store.checkpoints import Checkpoint
 from tzip.store.journal import MAX_STEP, Entry, Head, Journal
 from tzip.store.manifest import THIS, Manifest, ObjectInfo, Record, depths, named, needed
@@ -73,11 +73,13 @@ class _Base:
 
 
 class Store:
-    """The checkpoints of one training run in the folder `path`, which is made when it is not there.
+    """The checkpoints of one training run in the folder or at the URL `path` (s3://, memory://), which is made when it is not
+    there.
 
     `level`: as for `tzip.pack`. `max_chain`: how many archives, at most, a tensor is read through; more save space, fewer save
     time when restoring. Both are kept in the store when it is made; later they may be overridden. `threads`: those that
-    compress; None: one for each CPU.
+    compress; None: one for each CPU. `storage_options`: what fsspec's file system of the URL takes; credentials and the address
+    of the service come from the environment otherwise.
 
     Thread-safe. Any number of readers, in any process, may read beside one writer. A second writer of the same run gets a
     ConflictError. Close it, or use it in a `with` statement: that waits for a save in the background.
@@ -91,8 +93,9 @@ class Store:
         max_chain: int | None = None,
         threads: int | None = None,
         create: bool = True,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.backend: LocalFolder = open_backend(path)
+        self.backend: Backend = open_backend(path, storage_options)
         self.threads = thread_count(threads)
         if level is not None:
             level_named(level)
@@ -100,7 +103,7 @@ class Store:
             raise UsageError(f"max_chain must be from 1 to {upkeep.LONGEST_CHAIN}, not {max_chain}")
         if not self.backend.exists():
             if not create:
-                raise UsageError("there is no store here").at(path=str(self.backend.root))
+                raise UsageError("there is no store here").at(path=self.backend.name)
             made = {"level": level or "default", "max_chain": max_chain or upkeep.MAX_CHAIN}
             self.backend.make(Head(config=made).write())
         config = self.journal().head.config
@@ -142,11 +145,11 @@ class Store:
         elif isinstance(step, str) and step in journal.head.tags:
             found = journal.find(journal.head.tags[step])
         elif isinstance(step, str) and not step.isdecimal():
-            raise UsageError(f"there is no tag {step!r}").at(path=str(self.backend.root))
+            raise UsageError(f"there is no tag {step!r}").at(path=self.backend.name)
         else:
             found = journal.find(int(step))
         if found is None:
-            raise UsageError(f"there is no checkpoint {step!r}").at(path=str(self.backend.root))
+            raise UsageError(f"there is no checkpoint {step!r}").at(path=self.backend.name)
         return found
 
     def open(self, step: int | str = "latest", *, metric: str | None = None, mode: str = "min") -> Checkpoint:
@@ -281,7 +284,7 @@ class Store:
         if latest.seq > self._known and latest.writer != self._writer:
             raise ConflictError(
                 f"another writer has saved step {latest.step} to this run meanwhile; open the store again to go on from there"
-            ).at(path=str(self.backend.root))
+            ).at(path=self.backend.name)
 
     def _write_object(
         self, save: "_Save", base: _Base | None, seq: int
@@ -336,16 +339,18 @@ class Store:
         if self._known is None:
             self._known = journal.head.generation
         for _ in range(_TRIES):
-            head = journal.with_entry(entry, tags)
+            head, done = journal.with_entry(entry, tags), None
             try:
                 journal.commit(head, objects)
             except StaleHeadError:
                 journal = self.journal()
-                self._check_alone(journal.latest())
-                continue
-            self._known = head.generation
-            return head.recent[-1]
-        raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=str(self.backend.root))
+                done = journal.find(entry.step)
+                if done is None or done.object != entry.object:  # else it was ours, and only the answer was lost
+                    self._check_alone(journal.latest())
+                    continue
+            self._known = head.generation if done is None else done.seq
+            return head.recent[-1] if done is None else done
+        raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=self.backend.name)
 
     # ---- files as they are
 
@@ -388,7 +393,7 @@ class Store:
     def _check_free(self, journal: Journal, step: int, replace_step: bool) -> None:
         if journal.find(step) is not None and not replace_step:
             raise UsageError(f"step {step} is there already; replace_step=True replaces it").at(
-                path=str(self.backend.root)
+                path=self.backend.name
             )
 
     # ---- upkeep
@@ -401,11 +406,11 @@ class Store:
             tags = dict(journal.head.tags)
             if step is None:
                 if name not in tags:
-                    raise UsageError(f"there is no tag {name!r}").at(path=str(self.backend.root))
+                    raise UsageError(f"there is no tag {name!r}").at(path=self.backend.name)
                 del tags[name]
             else:
                 if journal.find(step) is None:
-                    raise UsageError(f"there is no checkpoint {step!r}").at(path=str(self.backend.root))
+                    raise UsageError(f"there is no checkpoint {step!r}").at(path=self.backend.name)
                 tags[name] = step
             return replace(journal.head, generation=journal.head.generation + 1, tags=tags)
 
@@ -490,7 +495,7 @@ class Store:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<tzip store {str(self.backend.root)!r}>"
+        return f"<tzip store {self.backend.name!r}>"
 
 
 @dataclass(frozen=True, slots=True)

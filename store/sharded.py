@@ -45,7 +45,7 @@ from tzip.coders.arrays import U8
 from tzip.coders.errors import ConflictError, CorruptError, UsageError
 from tzip.formats.atomic import PartialFile
 from tzip.formats.dtypes import BY_NAME
-from tzip.store.backends import LocalFolder, StaleHeadError
+from tzip.store.backends import Backend, StaleHeadError, located, open_backend
 from tzip.store.checkpoints import Checkpoint, Objects
 from tzip.store.journal import Entry, Journal
 from tzip.store.manifest import THIS, Manifest, ObjectInfo, Record, depths, named, needed
@@ -68,7 +68,7 @@ def key_of(fqn: str, offset: Sequence[int], whole: bool) -> str:
 
 
 class StorageWriter(TorchWriter):
-    """Saves a distributed checkpoint as one step of the store in the folder `path`.
+    """Saves a distributed checkpoint as one step of the store in the folder or at the URL `path`.
 
     `dcp.save(state, storage_writer=StorageWriter("runs/42", step=100))`; instead of `step`, the `checkpoint_id` of the call
     may be the number. `tile`: the most rows and columns of a tensor that are stored as one piece, for loads that need some of
@@ -90,11 +90,12 @@ class StorageWriter(TorchWriter):
         level: str | None = None,
         max_chain: int | None = None,
         threads: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if tile is not None and min(tile) < 1:
             raise UsageError(f"a tile is (rows, columns), not {tile!r}")
-        self.path = os.path.abspath(path)
+        self.path = located(path)
         self.step = step
         self.note = note
         self.metrics = dict(metrics or {})
@@ -104,6 +105,7 @@ class StorageWriter(TorchWriter):
         self.level = level
         self.max_chain = max_chain
         self.threads = threads
+        self.storage_options = storage_options
         self._writer = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._held = contextlib.ExitStack()
         self._seen = -1
@@ -134,12 +136,18 @@ class StorageWriter(TorchWriter):
             raise UsageError("say the step: StorageWriter(path, step=…), or checkpoint_id=…")
         if not is_coordinator:
             return
-        store = Store(self.path, level=self.level, max_chain=self.max_chain, threads=self.threads)
+        store = self._store()
         self._held.enter_context(store.backend.writing())
         journal = store.journal()
         if journal.find(self.step) is not None and not self.replace_step:
             raise UsageError(f"step {self.step} is there already; replace_step=True replaces it").at(path=self.path)
         self._seen = journal.head.generation
+
+    def _store(self, create: bool = True) -> Store:
+        return Store(
+            self.path, level=self.level, max_chain=self.max_chain, threads=self.threads, create=create,
+            storage_options=self.storage_options,
+        )  # fmt: skip
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         return plan
@@ -149,7 +157,7 @@ class StorageWriter(TorchWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> "Future[list[WriteResult]]":
         """Pack this rank's items into an object, as differences from the last checkpoint where that pays."""
-        store = Store(self.path, level=self.level, max_chain=self.max_chain, threads=self.threads, create=False)
+        store = self._store(create=False)
         with store.backend.writing():
             pieces: list[tuple[Any, list[tuple[list[int], Held]]]] = []
             for item in plan.items:
@@ -250,7 +258,7 @@ class StorageWriter(TorchWriter):
     def _finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         assert self.step is not None
         step, seq = self.step, self._seen + 1
-        backend = LocalFolder(Path(self.path))
+        backend = open_backend(self.path, self.storage_options)
         records: dict[str, Record] = {}
         known: dict[str, ObjectInfo] = {}
         items = []  # [name, offset or None, [[key, offset of the tile] …]] each
@@ -284,10 +292,12 @@ class StorageWriter(TorchWriter):
         )
         self._commit(backend, entry, objects)
 
-    def _commit(self, backend: LocalFolder, entry: Entry, objects: Mapping[str, ObjectInfo]) -> None:
+    def _commit(self, backend: Backend, entry: Entry, objects: Mapping[str, ObjectInfo]) -> None:
         for _ in range(_TRIES):
             journal = Journal(backend)
             latest = journal.latest()
+            if latest is not None and latest.object == entry.object:
+                return  # it was ours, and only the answer was lost
             if latest is not None and latest.seq > self._seen:
                 raise ConflictError(f"another writer has saved step {latest.step} to this run meanwhile").at(path=self.path)
             try:
@@ -314,12 +324,20 @@ class StorageReader(TorchReader):
     a rank needs are read and decoded. Ranks that find different checkpoints ("latest", while one is saved) raise CorruptError.
     """
 
-    def __init__(self, path: str | os.PathLike[str], step: int | str = "latest", *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        step: int | str = "latest",
+        *,
+        threads: int | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self._checkpoint: Checkpoint | None = None
         super().__init__()
-        self.path = os.path.abspath(path)
+        self.path = located(path)
         self.step = step
         self.threads = threads
+        self.storage_options = storage_options
         self._places: Mapping[MetadataIndex, list[tuple[str, tuple[int, ...]]]] = {}
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -331,7 +349,7 @@ class StorageReader(TorchReader):
 
     def _open(self) -> Checkpoint:
         if self._checkpoint is None:
-            checkpoint = Store(self.path, create=False).open(self.step)
+            checkpoint = Store(self.path, create=False, storage_options=self.storage_options).open(self.step)
             if checkpoint.manifest.kind != "sharded":
                 checkpoint.close()
                 raise UsageError(f"step {checkpoint.step} is no distributed checkpoint: tzip.Store loads it").at(
@@ -493,19 +511,20 @@ def metadata_of(manifest: Manifest) -> Metadata:
     return Metadata(described, planner, places, StorageMeta(), path["torch"].get("version"))
 
 
-def load_whole(path: str, step: int) -> dict[str, Any]:
+def load_whole(backend: Backend, step: int) -> dict[str, Any]:
     """Return the state of a sharded checkpoint, every tensor whole, on the CPU."""
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
     state: dict[str, Any] = {}
-    _load_state_dict(state, storage_reader=StorageReader(path, step), planner=_EmptyStateDictLoadPlanner(), no_dist=True)
+    reader = StorageReader(backend.name, step, storage_options=backend.storage_options)
+    _load_state_dict(state, storage_reader=reader, planner=_EmptyStateDictLoadPlanner(), no_dist=True)
     return state
 
 
-def restore(path: str, entry: Entry, target: Path, *, force: bool) -> None:
+def restore(backend: Backend, entry: Entry, target: Path, *, force: bool) -> None:
     """Write a sharded checkpoint as a folder of torch's own, or as `target.pt` or `target.safetensors`; one state in memory."""
-    state = load_whole(path, entry.step)
+    state = load_whole(backend, entry.step)
     if target.suffix == ".safetensors":
         tree, leaves = flatten(state)
         del tree

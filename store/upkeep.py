@@ -16,7 +16,7 @@ from typing import Any
 from tzip.coders.errors import BaseNotFoundError, ConflictError, CorruptError, TzipError, UnsupportedError, UsageError
 from tzip.plan import LEVELS
 from tzip.repacking import member_items
-from tzip.store.backends import LocalFolder, StaleHeadError
+from tzip.store.backends import Backend, StaleHeadError
 from tzip.store.checkpoints import Objects
 from tzip.store.foldered import write_files
 from tzip.store.journal import Entry, Head, Journal
@@ -29,6 +29,8 @@ LONGEST_CHAIN = 60  # an archive leans on at most 63 others (FORMAT.md, section 
 MAX_CHAIN = 16  # the default: docs/BENCHMARKS.md, "The store", shows sizes and times of others
 _TRIES = 50
 _IN_FLIGHT = 86400.0  # seconds that no save takes
+_CONDEMNED = 3600.0  # seconds for which the head says what was removed
+_REMOVING = 600.0  # and those for which removing may take: who slept longer does not go on
 _MOSTLY_DEAD = 2  # an object is packed anew when less than 1 / 2 of it is needed
 
 
@@ -127,7 +129,7 @@ def _ranked(entries: Iterable[Entry], metric: str | None, mode: str) -> list[Ent
     return sorted(usable, key=lambda e: (sign * e.metrics[metric], -e.seq))
 
 
-def update(backend: LocalFolder, change: Callable[[Journal], Head]) -> None:
+def update(backend: Backend, change: Callable[[Journal], Head]) -> None:
     """Replace the head by what `change` makes of it, again when another process was faster."""
     for _ in range(_TRIES):
         journal = Journal(backend)
@@ -136,10 +138,10 @@ def update(backend: LocalFolder, change: Callable[[Journal], Head]) -> None:
         except StaleHeadError:
             continue
         return
-    raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=str(backend.root))
+    raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=backend.name)
 
 
-def compare(backend: LocalFolder, a: Entry, b: Entry) -> list[Difference]:
+def compare(backend: Backend, a: Entry, b: Entry) -> list[Difference]:
     """Compare two checkpoints by the content ids of their tensors. Raises UsageError for files, which have none."""
     held = Objects(backend)
     try:
@@ -173,7 +175,7 @@ class _Checker:
     a checkpoint for it.
     """
 
-    def __init__(self, backend: LocalFolder, deep: bool, threads: int, progress: Callable[[int], None] | None) -> None:
+    def __init__(self, backend: Backend, deep: bool, threads: int, progress: Callable[[int], None] | None) -> None:
         self.backend = backend
         self.objects = Objects(backend)
         self.deep = deep
@@ -191,8 +193,9 @@ class _Checker:
         if archive_id not in self.good and archive_id not in self.bad:
 
             def work() -> None:
-                archive = self.objects(archive_id)
-                report = verify_archive(archive.reader.source.name, threads=self.threads, progress=self.progress)
+                self.objects(archive_id)
+                with self.backend.whole(archive_id) as path:
+                    report = verify_archive(path, threads=self.threads, progress=self.progress)
                 self.bytes += report.bytes
                 self.good.add(archive_id)
 
@@ -246,7 +249,7 @@ class _Checker:
                     self.attempt(archive_id, partial(self._decode_all, archive_id))
 
     def _decode_all(self, archive_id: str) -> None:
-        verify_archive(self.backend.object_path(archive_id), deep=True, threads=self.threads)
+        verify_archive(self.backend.archive(archive_id), deep=True, threads=self.threads, base=self.backend.library)
 
     def _decode(self, record: Record, workers: Workers) -> None:
         if content_ids([in_object(record, self.objects)], workers)[record.key] != record.content:
@@ -257,7 +260,7 @@ class _Checker:
 
 
 def verify(
-    backend: LocalFolder, *, deep: bool, threads: int, progress: Callable[[int], None] | None = None
+    backend: Backend, *, deep: bool, threads: int, progress: Callable[[int], None] | None = None
 ) -> VerifyReport:
     """Prove a store; see `Store.verify`."""
     checker = _Checker(backend, deep, threads, progress)
@@ -271,9 +274,9 @@ def verify(
                 for archive_id in _check(checker, entry):
                     steps.setdefault(archive_id, []).append(entry.step)
         except TzipError as e:  # the head or a page: what it named is not known any more
-            faults.append(Fault(e.path or str(backend.root), e.message, ()))
+            faults.append(Fault(e.path or backend.name, e.message, ()))
         faults += [
-            Fault(str(backend.object_path(i)), message, tuple(sorted(steps.get(i, ())))) for i, message in checker.bad.items()
+            Fault(backend.object_name(i), message, tuple(sorted(steps.get(i, ())))) for i, message in checker.bad.items()
         ]
         return VerifyReport(count, len(checker.good | set(checker.bad)), checker.bytes, deep, faults)
     finally:
@@ -296,7 +299,7 @@ def _check(checker: _Checker, entry: Entry) -> list[str]:
 
 
 def prune(
-    backend: LocalFolder,
+    backend: Backend,
     policy: Policy,
     *,
     level: str,
@@ -323,7 +326,7 @@ def prune(
             report = PruneReport([e.step for e in staying], removed, rebased.rewritten, rebased.stored)
             if _forget(journal, entries, staying, new, needs, policy):
                 return report
-    raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=str(backend.root))
+    raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=backend.name)
 
 
 def _forget(
@@ -373,7 +376,7 @@ class _Rebase:
     """Packs anew what leans on objects that only forgotten checkpoints need, or that are mostly dead."""
 
     def __init__(
-        self, backend: LocalFolder, journal: Journal, staying: list[Entry], level: str, max_chain: int, threads: int
+        self, backend: Backend, journal: Journal, staying: list[Entry], level: str, max_chain: int, threads: int
     ) -> None:
         self.backend = backend
         self.journal = journal
@@ -443,7 +446,7 @@ class _Rebase:
         for record in moved:
             if contents[record.key] != record.content:
                 raise CorruptError("a tensor is not the one of its content id; repair the store first").at(
-                    path=str(self.backend.object_path(record.object)), tensor=record.name
+                    path=self.backend.object_name(record.object), tensor=record.name
                 )
         known = {**manifest.objects, **below}
         deep = depths(below)
@@ -494,17 +497,17 @@ def _unwanted(staying: Iterable[Entry], manifests: Iterable[Manifest]) -> set[st
 # ---------------------------------------------------------------- gc
 
 
-def gc(backend: LocalFolder, *, grace: float) -> GcReport:
+def gc(backend: Backend, *, grace: float) -> GcReport:
     """Remove what no checkpoint needs; see `Store.gc`."""
     if not grace >= 0:
         raise UsageError(f"grace is a number of seconds, not {grace}")
     for _ in range(_TRIES):
         with contextlib.suppress(StaleHeadError):
-            return _gc(backend, grace)
-    raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=str(backend.root))
+            return _gc(backend, grace) if backend.locks else _gc_without_locks(backend, grace)
+    raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=backend.name)
 
 
-def _gc(backend: LocalFolder, grace: float) -> GcReport:
+def _gc(backend: Backend, grace: float) -> GcReport:
     journal = Journal(backend)
     wanted = reachable(backend, journal.entries())  # takes long: writers do not wait for it
     with backend.alone() as alone, backend.committing():
@@ -537,7 +540,36 @@ def _gc(backend: LocalFolder, grace: float) -> GcReport:
     return GcReport(len(due), freed, len(left), partials)
 
 
-def reachable(backend: LocalFolder, entries: Iterable[Entry]) -> set[str]:
+def _gc_without_locks(backend: Backend, grace: float) -> GcReport:
+    """Remove what the head has said will go. A writer who does not know yet has read an older head, which it cannot replace."""
+    journal = Journal(backend)
+    named = reachable(backend, journal.entries()) | journal.page_names()
+    objects = set(backend.object_ids()) - named
+    present = objects | (set(backend.page_names()) - named)
+    now, start = max(0, time.time_ns()), time.monotonic()
+    known, condemned = journal.head.retired, journal.head.condemned
+    retired = {i: min(known.get(i, now), now) for i in present - condemned.keys()}
+    due = {i for i, since in retired.items() if now - since >= grace * 1e9} | (present & condemned.keys())
+    left = {i: since for i, since in retired.items() if i not in due}
+    gone = {i: since for i, since in condemned.items() if abs(now - since) < _CONDEMNED * 1e9} | dict.fromkeys(due, now)
+    if (left, gone) != (dict(known), dict(condemned)):
+        head = replace(journal.head, generation=journal.head.generation + 1, retired=left, condemned=gone)
+        backend.swap_head(head.write(), journal.raw)
+    partials = backend.sweep_partials(grace)
+    freed = removed = 0
+    for i in sorted(due):
+        if time.monotonic() - start > _REMOVING:
+            break
+        if i in objects:
+            freed += backend.object_size(i) or 0
+            backend.delete_object(i)
+            removed += 1
+        else:
+            backend.delete_page(i)
+    return GcReport(removed, freed, len(objects & (left.keys() | due)) - removed, partials)
+
+
+def reachable(backend: Backend, entries: Iterable[Entry]) -> set[str]:
     """Return every object that these checkpoints need. Raises CorruptError when a manifest cannot be read: nothing may be
     swept then.
     """
@@ -554,7 +586,7 @@ def reachable(backend: LocalFolder, entries: Iterable[Entry]) -> set[str]:
 # ---------------------------------------------------------------- repair
 
 
-def repair(backend: LocalFolder, *, deep: bool, threads: int) -> RepairReport:
+def repair(backend: Backend, *, deep: bool, threads: int) -> RepairReport:
     """Keep the checkpoints that are whole; see `Store.repair`."""
     checker = _Checker(backend, deep, threads, None)
     with backend.writing(), contextlib.closing(checker):
@@ -588,7 +620,7 @@ def repair(backend: LocalFolder, *, deep: bool, threads: int) -> RepairReport:
     return RepairReport([e.step for e in whole], lost, rebuilt, unreadable)
 
 
-def _found(backend: LocalFolder, checker: _Checker, known: list[Entry]) -> list[Entry]:
+def _found(backend: Backend, checker: _Checker, known: list[Entry]) -> list[Entry]:
     """Return the entries that are known, and one for each object that holds a manifest of another step, in the order in which
     they were written. Objects that cannot be read are bad.
     """
