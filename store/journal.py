@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from tzip.store.sealing import VERSION, as_count, as_id, as_object, as_text, can
 PAGE = 128  # entries of a page
 _MAX_RECENT = 2 * PAGE
 MAX_STEP = (1 << 63) - 1
-KINDS = ("state", "files", "sharded")
+KINDS = ("state", "files", "sharded", "published")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +174,14 @@ class Journal:
 
     # ---- heads to be
 
-    def with_entry(self, entry: Entry, tags: Iterable[str] = ()) -> Head:
-        """Return the next head, with one more checkpoint; one of the same step gives way to it."""
+    def with_entry(self, entry: Entry, tags: Iterable[str] = (), without: Collection[int] = ()) -> Head:
+        """Return the next head, with one more checkpoint; one of the same step gives way to it, and those of the steps
+        `without` go.
+        """
         base = self.head
-        if self.find(entry.step) is not None:
-            base = self.with_entries([e for e in reversed(list(self.entries())) if e.step != entry.step])
+        if without or self.find(entry.step) is not None:
+            gone = {entry.step, *without}
+            base = self.with_entries([e for e in reversed(list(self.entries())) if e.step not in gone])
         recent = (*base.recent, replace(entry, seq=self.head.generation + 1))
         pages = base.pages
         if len(recent) > _MAX_RECENT:
@@ -189,7 +192,8 @@ class Journal:
             generation=self.head.generation + 1,
             pages=pages,
             recent=recent,
-            tags={**self.head.tags, **dict.fromkeys(tags, entry.step)},  # those of a step that is replaced, too
+            # Those of a step that is replaced, too.
+            tags={**{k: v for k, v in self.head.tags.items() if v not in without}, **dict.fromkeys(tags, entry.step)},
         )
 
     def with_entries(self, entries: Sequence[Entry]) -> Head:
