@@ -38,6 +38,7 @@ _SEARCHES = 3  # for corrections: a group of parameters each
 _STEPS = 4000
 _FEW = 2048  # elements that tell corrections apart
 _WORTH = 0.97  # of the bits without a predictor
+_FEW_MOVED = 8  # less than 1 / 8 of the elements of a matrix are too few for factors
 _F = np.float32
 
 
@@ -272,7 +273,7 @@ class Finder:
             return
         if math.prod(shape) < OWN or (before is not None and (not self.level.patient or least < 8)):
             return
-        if not self.level.patient and not self._sharp(place, shape):
+        if not self._promises(place, shape):
             return
         raw = np.empty(math.prod(shape) * width, np.uint8)
         base.read_into(0, raw)
@@ -281,8 +282,11 @@ class Finder:
         if predictor is not None:
             found[place] = Prediction(predictor)
 
-    def _sharp(self, place: int, shape: tuple[int, int]) -> bool:
-        """Say whether some rows of a matrix moved as an adapter would have moved them."""
+    def _promises(self, place: int, shape: tuple[int, int]) -> bool:
+        """Say whether a fit is worth its time: where patience was asked for, or when some rows moved as an adapter would have
+        moved them. Where few elements moved at all their places cost more than what factors could tell of them (steps of
+        reinforcement learning: a search that took three times the rest of the packing found nothing).
+        """
         rows, q = shape
         count = min(rows, max(128, (1 << 17) // q))
         at = (rows - count) // 2 * q * self.tensors[place].dtype.width
@@ -291,7 +295,9 @@ class Finder:
         self.bases[place].read_into(at, old)
         word = WORD[self.tensors[place].dtype.width]
         now, before = (x.view(word).reshape(count, q)[:, :1024] for x in (self.read(place, at, size), old))
-        return lowrank.is_sharp(np.ascontiguousarray(now), np.ascontiguousarray(before))
+        if _FEW_MOVED * int(np.count_nonzero(now != before)) < now.size:
+            return False
+        return self.level.patient or lowrank.is_sharp(np.ascontiguousarray(now), np.ascontiguousarray(before))
 
     def _fit(self, weights: int, first: int, second: int) -> tuple[float, tuple[float, ...]]:
         """Return the bits of a sample of weights after a step that is fitted to it, and the step's numbers."""

@@ -75,7 +75,7 @@ def probe_in_numpy(words: Words, container: int, row: int, before: int) -> tuple
         bits = _widened(words[p : p + 32], container)
         if np.count_nonzero(bits & 0x7FFFFFFF) >= 8:
             informative += 1
-            consistent += _fits(bits & 0x7FFFFFFF, container)
+            consistent += _fits(bits & np.uint32(0x7FFFFFFF), container)
         if informative == 2 and consistent == 0:
             break
     return informative, consistent
@@ -84,11 +84,11 @@ def probe_in_numpy(words: Words, container: int, row: int, before: int) -> tuple
 def _widened(words: Words, container: int) -> U32:
     """Do as `_widen` does."""
     if container == BF16:
-        bits = words.astype(np.uint32) << 16
+        bits: U32 = words.astype(np.uint32) << np.uint32(16)
     elif container == F16:
         bits = words.view(np.float16).astype(np.float32).view(np.uint32)
     else:
-        bits = words.copy()
+        bits = words.astype(np.uint32)
     bits[(bits & 0x7F800000) == 0x7F800000] = 0
     return bits
 

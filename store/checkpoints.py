@@ -203,7 +203,7 @@ class Checkpoint(Mapping[str, NDArray[Any]]):
             return view.element_type, view.shape, raw[key]
 
         tree = self.manifest.tree
-        if self.manifest.kind != "state":  # files and shards have no tree: a dict of tensors
+        if self.manifest.kind not in ("state", "published"):  # files and shards have no tree: a dict of tensors
             tree = ["d", *([key, ["t", key, "np", ""]] for key in chosen)]
         return rebuild(tree, get, Target(framework, device, allow_pickle))
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -21,7 +21,7 @@ PAGE = 32  # entries of a page, and pages of a page of pages
 _MAX_RECENT = 2 * PAGE
 _MAX_HEIGHT = 8
 MAX_STEP = (1 << 63) - 1
-KINDS = ("state", "files", "sharded")
+KINDS = ("state", "files", "sharded", "published")
 T = TypeVar("T")
 
 
@@ -242,11 +242,16 @@ class Journal:
 
     # ---- heads to be
 
-    def with_entry(self, entry: Entry, tags: Iterable[str] = ()) -> Head:
-        """Return the next head, with one more checkpoint; one of the same step gives way to it."""
-        base = self.head
-        if self.find(entry.step) is not None:
-            base = self.with_entries([e for e in reversed(list(self.entries())) if e.step != entry.step])
+    def with_entry(self, entry: Entry, tags: Iterable[str] = (), without: Collection[int] = ()) -> Head:
+        """Return the next head, with one more checkpoint; one of the same step gives way to it, and those of the steps
+        `without` go.
+        """
+        base, gone = self.head, {entry.step, *without}
+        recent_ones = {e.step for e in base.recent}
+        if any(self.find(step) is not None for step in gone - recent_ones):  # pages are written anew only where they must be
+            base = self.with_entries([e for e in reversed(list(self.entries())) if e.step not in gone])
+        elif gone & recent_ones:
+            base = replace(base, recent=tuple(e for e in base.recent if e.step not in gone))
         recent = (*base.recent, replace(entry, seq=self.head.generation + 1))
         pages = base.pages
         if len(recent) > _MAX_RECENT:
@@ -257,7 +262,8 @@ class Journal:
             generation=self.head.generation + 1,
             pages=pages,
             recent=recent,
-            tags={**self.head.tags, **dict.fromkeys(tags, entry.step)},  # those of a step that is replaced, too
+            # Those of a step that is replaced, too.
+            tags={**{k: v for k, v in self.head.tags.items() if v not in without}, **dict.fromkeys(tags, entry.step)},
         )
 
     def with_entries(self, entries: Sequence[Entry]) -> Head:

@@ -81,9 +81,9 @@ def row_of(archive: Archive, record: Record) -> int:
 # ---------------------------------------------------------------- packing
 
 
-def safetensors_header(tensors: Sequence[Held]) -> bytes:
+def safetensors_header(tensors: Sequence[Held], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return the header of a safetensors file of these tensors, its length before it, padded to a multiple of 8."""
-    header: dict[str, object] = {}
+    header: dict[str, object] = {RESERVED: dict(metadata)} if metadata else {}
     at = 0
     for held in tensors:
         if held.key == RESERVED:

@@ -9,18 +9,19 @@ import platform
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from tzip.coders.arrays import U8
-from tzip.coders.errors import ConflictError, UsageError
+from tzip.coders.errors import ConflictError, TzipError, UsageError
 from tzip.coders.sums import same_bytes
 from tzip.plan import level_named
-from tzip.store import upkeep
+from tzip.store import publishing, upkeep
 from tzip.store.backends import Backend, StaleHeadError, open_backend
 from tzip.store.checkpoints import Checkpoint
 from tzip.store.journal import MAX_STEP, Entry, Head, Journal
@@ -30,6 +31,12 @@ from tzip.store.states import Leaf, flatten
 from tzip.workers import Workers, thread_count
 
 _TRIES = 50  # heads that others may have replaced while this one tried: tags and sweeps, never another writer's checkpoint
+
+_SWEEP_AFTER = 16  # published checkpoints that were forgotten: a sweep reads the manifests of all others
+_PUBLISHED_GRACE = 600.0  # seconds for which a reader may be reading what was just forgotten
+
+if TYPE_CHECKING:
+    from tzip.store.subscribing import Subscription
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +117,9 @@ class Store:
         self.level = level or level_named(config["level"]).name
         self.max_chain = max_chain or min(config["max_chain"], upkeep.LONGEST_CHAIN)
         self._writer = f"{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._base: _Base | None = None
-        self._spare: dict[str, U8] = {}
+        self._bases: dict[str, _Base] = {}  # by the kind of the checkpoint
+        self._spare: dict[str, dict[str, U8]] = {}
+        self._dropped = 0  # published checkpoints, since the last sweep
         self._known: int | None = None  # `seq` of the checkpoint that our next one follows
         self._pool: ThreadPoolExecutor | None = None
         self._running: Future[SaveReport] | None = None
@@ -201,13 +209,61 @@ class Store:
         Raises UsageError (a step that is there already, unless `replace_step`; what cannot be saved), ConflictError
         (another writer has saved to this run), OSError; then the store is as it was.
         """
+        checked = _checked(step, note, metrics, tags)
+        return self._save(lambda: flatten(state), _Asked("state", *checked, replace_step=replace_step), block)
+
+    def publish(
+        self,
+        step: int,
+        weights: Any,
+        *,
+        keep: int | None = publishing.KEPT,
+        note: str = "",
+        metrics: Mapping[str, float] | None = None,
+        tags: Iterable[str] = (),
+        block: bool = True,
+        replace_step: bool = False,
+    ) -> SaveReport | None:
+        """Save weights for those who follow them (`subscribe`): a mapping of names to tensors, or a module.
+
+        A checkpoint of a kind of its own, which is listed, verified and loaded as others are; its differences are always from
+        the one that was published before. Of published checkpoints the last `keep` stay (None: all), and tagged ones;
+        the space of others is freed ten minutes later. Publish to a store of its own when steps that are saved are published,
+        too: a step is there once. `block` and what is raised are as in `save`.
+        """
+        if keep is not None and keep < 1:
+            raise UsageError(f"keep must be 1 or more, or None, not {keep!r}")
+        checked = _checked(step, note, metrics, tags)
+        asked = _Asked(publishing.KIND, *checked, replace_step=replace_step, keep=keep)
+        return self._save(lambda: publishing.flatten_weights(weights), asked, block)
+
+    def subscribe(
+        self,
+        weights: Any = None,
+        *,
+        step: int | None = None,
+        reset: bool = False,
+        poll: float = 1.0,
+    ) -> "Subscription":
+        """Follow what is published here with tensors of one's own, which `Subscription.update` patches where they are.
+
+        `weights`: names and tensors (numpy or torch, contiguous), or a module; they must be those of a published checkpoint, as
+        their content ids tell: of `step`, or of any. With `reset` they may be anything of those types and shapes, what a
+        process that died within an update has left, say: the first update reads what is not known. Without `weights` those
+        of `step`, or the newest, are loaded as numpy arrays. `poll`: seconds between two looks while an update waits.
+
+        Raises UsageError (no such tensors or step), ConflictError (weights that are none of the published ones).
+        """
+        from tzip.store.subscribing import Subscription
+
+        return Subscription(self.backend, weights, step=step, reset=reset, poll=poll, threads=self.threads)
+
+    def _save(self, flat: Callable[[], tuple[Any, dict[str, Leaf]]], asked: "_Asked", block: bool) -> SaveReport | None:
         start = time.perf_counter()
-        step, note, measured, names = _checked(step, note, metrics, tags)
         with self._lock:
             self.wait()
-            tree, leaves = flatten(state)
-            raw = self._copy(leaves)
-            save = _Save(step, note, measured, names, replace_step, tree, leaves, raw)
+            tree, leaves = flat()
+            save = _Save(asked, tree, leaves, self._copy(asked.kind, leaves))
             if block:
                 try:
                     return self._write(save)
@@ -230,9 +286,9 @@ class Store:
         running = self._running
         return replace(self._stats, queued=int(running is not None and not running.done()))
 
-    def _copy(self, leaves: Mapping[str, Leaf]) -> dict[str, U8]:
+    def _copy(self, kind: str, leaves: Mapping[str, Leaf]) -> dict[str, U8]:
         """Copy a state, into memory of the one before the last where it fits: fresh pages cost twice the copy."""
-        spare, self._spare = self._spare, {}
+        spare = self._spare.pop(kind, {})
         copied = {}
         for key, leaf in leaves.items():
             room = spare.pop(key, None)
@@ -244,18 +300,29 @@ class Store:
 
     def _write(self, save: "_Save") -> SaveReport:
         start = time.perf_counter()
+        asked = save.asked
         with self.backend.writing():
             journal = self.journal()
-            base = self._find_base(journal)
-            self._check_free(journal, save.step, save.replace_step)
+            base = self._find_base(journal, asked.kind)
+            self._check_free(journal, asked.step, asked.replace_step)
             entry, records, objects, report = self._write_object(save, base, journal.head.generation + 1)
-            entry = self._commit(journal, entry, objects, save.tags)
+            entry = self._commit(journal, entry, objects, asked)
         if base is not None:
-            self._spare = base.raw
-        self._base = _Base(entry, records, objects, save.raw)
+            self._spare[asked.kind] = base.raw
+        self._bases[asked.kind] = _Base(entry, records, objects, save.raw)
+        if self._dropped >= _SWEEP_AFTER:
+            self._dropped = 0
+            self._sweep()
         report = replace(report, seconds=time.perf_counter() - start)
         self._count(report)
         return report
+
+    def _sweep(self) -> None:
+        """Free what forgotten checkpoints took. The one that was just written stands, whatever comes of it."""
+        try:
+            self.gc(grace=_PUBLISHED_GRACE)
+        except (TzipError, OSError) as e:
+            warnings.warn(f"the space of published checkpoints that are gone is not freed: {e}", stacklevel=2)
 
     def _count(self, report: SaveReport) -> None:
         self._stats.saves += 1
@@ -263,14 +330,15 @@ class Store:
         self._stats.stored += report.stored
         self._stats.seconds += report.seconds
 
-    def _find_base(self, journal: Journal) -> _Base | None:
+    def _find_base(self, journal: Journal, kind: str) -> _Base | None:
         """Return the state that was saved last, from memory when it is ours."""
         self._check_alone(journal.latest())
-        latest = next((e for e in journal.entries() if e.kind == "state"), None)
+        latest = next((e for e in journal.entries() if e.kind == kind), None)
         if latest is None:
             return None
-        if self._base is not None and self._base.entry.object == latest.object:
-            return self._base
+        held = self._bases.get(kind)
+        if held is not None and held.entry.object == latest.object:
+            return held
         with Checkpoint(self.backend, latest) as checkpoint:
             manifest = checkpoint.manifest
             return _Base(latest, manifest.records, manifest.objects, checkpoint.raw(manifest.records, self.threads))
@@ -300,46 +368,63 @@ class Store:
             changed.append(in_memory(key, leaf.dtype, leaf.shape, save.raw[key]))
         with Workers(self.threads) as workers:
             contents = content_ids(changed, workers)
-        from_base: list[tuple[Record, Held]] = []
+        near: list[tuple[Record, Held]] = []
+        far: list[tuple[Record, Held]] = []  # at the end of a chain
         if base is not None:
             below = depths(base.objects)
-            from_base = [
-                (r, in_memory(k, r.dtype, r.shape, base.raw[k]))
-                for k, r in base.records.items()
-                if below[r.object] + 2 <= self.max_chain and k not in kept
-            ]
+            for k, r in base.records.items():
+                if k not in kept:
+                    (near if below[r.object] + 2 <= self.max_chain else far).append(
+                        (r, in_memory(k, r.dtype, r.shape, base.raw[k]))
+                    )
+        asked = save.asked
         time_ns = max(0, time.time_ns())  # a clock may say what it likes, but a negative time has no form
         made: dict[str, Any] = {}
+        # Who follows published weights wants differences also where the checkpoint itself begins a new chain. Few tensors,
+        # which did not change for long, do not end it: they are stored in full among the differences.
+        aside = None
+        if asked.kind == publishing.KIND and sum(h.nbytes for _, h in far) > sum(h.nbytes for _, h in near):
+            aside = write_object(
+                self.backend, changed, contents, [*near, *far], None, level=self.level, threads=self.threads
+            )
+            near = []
 
         def describe(own: Mapping[str, Record], info: ObjectInfo) -> bytes:
             records = {key: kept[key] if key in kept else own[key] for key in save.leaves}
             objects = needed(records.values(), {**(base.objects if base is not None else {}), THIS: info}, THIS)
+            extra = {}
+            if asked.kind == publishing.KIND:
+                delta = aside.archive_id if aside is not None else ""
+                extra = publishing.extra_of(base.entry if base else None, base.records if base else {}, delta)
+                if aside is not None:
+                    objects = publishing.beside(objects, delta, aside.info)
             made["records"], made["objects"] = records, objects
             return Manifest(
-                save.step, "state", time_ns, self._writer, save.note, save.metrics, records, objects, save.tree, seq=seq
-            ).write()
+                asked.step, asked.kind, time_ns, self._writer, asked.note, asked.metrics, records, objects, save.tree, extra,
+                seq,
+            ).write()  # fmt: skip
 
         written = write_object(
-            self.backend, changed, contents, from_base, describe, level=self.level, threads=self.threads
+            self.backend, changed, contents, near, describe, level=self.level, threads=self.threads
         )
         records, objects = named(written.archive_id, written.info, made["records"], made["objects"])
         raw = sum(r.nbytes for r in records.values())
+        stored = written.info.size + (aside.info.size if aside is not None else 0)
         entry = Entry(
-            save.step, written.archive_id, time_ns, "state", self._writer, save.note, save.metrics, raw, written.info.size
+            asked.step, written.archive_id, time_ns, asked.kind, self._writer, asked.note, asked.metrics, raw, stored
         )
         deltas = sum(1 for t in changed if records[t.key].depth)
-        return entry, records, objects, SaveReport(
-            save.step, raw, written.info.size, len(records), deltas, len(kept), 0.0
-        )
+        return entry, records, objects, SaveReport(asked.step, raw, stored, len(records), deltas, len(kept), 0.0)
 
-    def _commit(self, journal: Journal, entry: Entry, objects: Mapping[str, ObjectInfo], tags: Iterable[str]) -> Entry:
+    def _commit(self, journal: Journal, entry: Entry, objects: Mapping[str, ObjectInfo], asked: "_Asked") -> Entry:
         """Name a checkpoint in the head and return its entry. What others changed meanwhile, tags say, is kept; another
         writer's checkpoint is a conflict.
         """
         if self._known is None:
             self._known = journal.head.generation
         for _ in range(_TRIES):
-            head, done = journal.with_entry(entry, tags), None
+            gone = publishing.superseded(journal, asked.keep, entry.step, asked.tags)
+            head, done = journal.with_entry(entry, asked.tags, gone), None
             try:
                 journal.commit(head, objects)
             except StaleHeadError:
@@ -349,6 +434,7 @@ class Store:
                     self._check_alone(journal.latest())
                     continue
             self._known = head.generation if done is None else done.seq
+            self._dropped += len(gone)
             return head.recent[-1] if done is None else done
         raise ConflictError(f"the head of the store changed {_TRIES} times meanwhile").at(path=self.backend.name)
 
@@ -384,7 +470,7 @@ class Store:
                     self.backend, journal, new_entry(step, self._writer, note, measured), items,
                     level=self.level, max_chain=self.max_chain, threads=self.threads,
                 )  # fmt: skip
-                self._commit(journal, entry, objects, names)
+                self._commit(journal, entry, objects, _Asked("files", step, note, measured, names))
             report = SaveReport(step, entry.raw, entry.stored, 0, 0, 0, time.perf_counter() - start)
             self._count(report)
             self._stats.stalled += report.seconds
@@ -454,7 +540,7 @@ class Store:
                 dry_run=dry_run,
             )
             if not dry_run:
-                self._base = None
+                self._bases.clear()
             return report
 
     def gc(self, *, grace: float = 86400.0) -> upkeep.GcReport:
@@ -465,7 +551,7 @@ class Store:
         """Keep every checkpoint whose objects are whole, forget the others and name them; a lost head is made anew."""
         with self._lock:
             self.wait()
-            self._base = None
+            self._bases.clear()
             self._known = None
             return upkeep.repair(self.backend, deep=deep, threads=self.threads)
 
@@ -485,8 +571,8 @@ class Store:
             if self._pool is not None:
                 self._pool.shutdown(wait=True)
                 self._pool = None
-            self._base = None
-            self._spare = {}
+            self._bases.clear()
+            self._spare.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -499,12 +585,21 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
-class _Save:
+class _Asked:
+    """What a caller said of a checkpoint. `keep`: how many of the published ones stay; None: all."""
+
+    kind: str
     step: int
     note: str
     metrics: dict[str, float]
     tags: list[str]
-    replace_step: bool
+    replace_step: bool = False
+    keep: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Save:
+    asked: _Asked
     tree: Any
     leaves: Mapping[str, Leaf]
     raw: dict[str, U8]

@@ -353,6 +353,12 @@ def _forget(
 
 
 def _kept(entries: list[Entry], tags: Mapping[str, int], policy: Policy) -> set[int]:
+    """Return the steps that stay: of published checkpoints all, for those who publish say how many are kept."""
+    published = {e.step for e in entries if e.kind == "published"}
+    return published | _chosen([e for e in entries if e.kind != "published"], tags, policy)
+
+
+def _chosen(entries: list[Entry], tags: Mapping[str, int], policy: Policy) -> set[int]:
     for name, value in (("keep_last", policy.last), ("keep_every", policy.every), ("keep_best", policy.best)):
         if value is not None and value < 1:
             raise UsageError(f"{name} must be 1 or more, not {value}")
@@ -391,12 +397,18 @@ class _Rebase:
     def run(self) -> tuple[list[Entry], set[str]]:
         """Return the entries to be, and the objects that they need."""
         manifests = [self.objects.manifest(entry) for entry in self.staying]
-        bad = _unwanted(self.staying, manifests)
+        # Published ones stay as they are: who follows them reads each difference from the one before.
+        plain = [(e, m) for e, m in zip(self.staying, manifests, strict=True) if m.kind != "published"]
+        bad = _unwanted([e for e, _ in plain], [m for _, m in plain])
         new: list[Entry] = []
         needs: set[str] = set()
         earlier: tuple[dict[str, Record], dict[str, ObjectInfo]] = ({}, {})
         files: Entry | None = None
         for entry, manifest in zip(self.staying, manifests, strict=True):
+            if manifest.kind == "published":
+                new.append(entry)
+                needs |= set(manifest.objects)
+                continue
             if not bad & set(manifest.objects):
                 new.append(entry)
                 records, objects = dict(manifest.records), dict(manifest.objects)
