@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("script", ["lightning_runs.py"])
+@pytest.mark.parametrize("script", ["lightning_runs.py", "transformers_runs.py"])
 def test_trainings_go_on_from_the_store(tmp_path: Path, script: str):
     """Killed and resumed, retention, restored files, errors, the README's example: the script says what it asserts."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
