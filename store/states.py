@@ -8,7 +8,7 @@ import base64
 import binascii
 import math
 import struct
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -93,7 +93,7 @@ class _Flattener:
         if kind in (list, tuple, set, frozenset):
             return [_SEQUENCES[kind.__name__], *(self.tree(v, (*path, str(i))) for i, v in enumerate(value))]
         if isinstance(value, Mapping) and kind.__module__ in ("builtins", "collections"):
-            tag = "o" if kind is OrderedDict else "d"
+            tag = "o" if kind is OrderedDict else "C" if kind is Counter else "d"
             return [tag, *([self.tree(k, path), self.tree(v, (*path, _step(k)))] for k, v in value.items())]
         if kind in (bytes, bytearray):
             tag = "b" if kind is bytes else "y"
@@ -317,12 +317,12 @@ def _build(node: Any, get: Get, target: Target) -> Any:
         if rest and not values:
             return _LEFT
         return {"l": list, "u": tuple, "s": set, "S": frozenset}[tag](values)
-    if tag in ("d", "o"):
+    if tag in ("d", "o", "C"):
         pairs = [(_build(k, get, target), _build(v, get, target)) for k, v in rest]
         kept = [(k, v) for k, v in pairs if v is not _LEFT and k is not _LEFT]
         if pairs and not kept:
             return _LEFT
-        return OrderedDict(kept) if tag == "o" else dict(kept)
+        return OrderedDict(kept) if tag == "o" else Counter(dict(kept)) if tag == "C" else dict(kept)
     if tag == "t":
         return _tensor(rest, get, target)
     if tag == "p":
