@@ -34,7 +34,8 @@ SEARCH = "TZIP_BASE_PATH"  # folders and files to look for bases in, as PATH has
 _SAMPLE = 2048  # elements, at three places, that tell whether a difference is worth it
 _MOST = 16  # bases that are compared with a tensor
 _NONE = bytes(32)
-_SUFFIXES = (
+ALONE_BITS = {"bf16": 10.5, "f16": 13.5, "f32": 26.5, "f64": 53.0}  # what an element costs without a base, about, by its coding
+TENSOR_SUFFIXES = (
     ".safetensors", ".tzip", ".pt", ".pth", ".bin", ".ckpt", ".distcp", ".npy", ".npz", ".gguf", ".onnx", ".h5", ".hdf5",
     ".zip", ".tar", ".data", ".onnx_data",
 )  # fmt: skip
@@ -544,7 +545,7 @@ def _expand(paths: Iterable[Path]) -> Iterator[Path]:
 
 
 def _tensor_files(paths: Iterable[Path]) -> list[Path]:
-    return sorted(p for p in paths if p.name.endswith(_SUFFIXES) and p.is_file())
+    return sorted(p for p in paths if p.name.endswith(TENSOR_SUFFIXES) and p.is_file())
 
 
 def _fits_shape(base: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -568,7 +569,7 @@ def _gain(dtype: Dtype, base: Base, read: Callable[[int, int], U8]) -> int:
         a, b = (x[:n].view(f"<u{width}") for x in (raw, earlier))
         apart = np.minimum(a - b, b - a)
         moved = float(np.log2(apart.astype(np.float64) + 1).sum()) + a.size
-        alone = {"bf16": 10.5, "f16": 13.5, "f32": 26.5, "f64": 53.0}.get(dtype.coding, 7.0 * width)
+        alone = ALONE_BITS.get(dtype.coding, 7.0 * width)
         gain += min(alone, 8 * width) * a.size - moved
     return int(gain)
 

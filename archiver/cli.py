@@ -7,22 +7,23 @@ import json
 import os
 import signal
 import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 
 import tzip
-from tzip import cli_store, cli_tools
+from tzip import cli_hub, cli_store, cli_tools
+from tzip.cli_progress import percent as _percent
+from tzip.cli_progress import progress as _progress
+from tzip.cli_progress import size as _size
 from tzip.coders.errors import TzipError, UsageError
 from tzip.version import __version__
 
 _INTERRUPTED = 130
 _OS_ERROR = 6
-_PLAIN_SECONDS = 10.0  # between progress lines where there is no terminal
 
 _CODES = """\b
 Exit codes: 0 done, 2 wrong use, 3 corrupt, 4 truncated, 5 made by a newer
@@ -46,61 +47,6 @@ class _Command(click.Group):
                 click.echo(f"tzip: {line}", err=True)
             code = e.exit_code if isinstance(e, TzipError) else _OS_ERROR
             ctx.exit(_INTERRUPTED if isinstance(e, KeyboardInterrupt) else code)
-
-
-class _Progress:
-    """Bytes, rate and time left: a bar on a terminal, a line now and then elsewhere, nothing when quiet."""
-
-    def __init__(self, label: str, total: int | None, quiet: bool) -> None:
-        self.label = label
-        self.total = total
-        self.quiet = quiet
-        self.done = 0
-        self.start = self.told = time.monotonic()
-        self.bar: Any = None
-        if not quiet and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=total, unit="B", unit_scale=True, desc=label, leave=False, file=sys.stderr)
-
-    def __call__(self, n: int) -> None:
-        self.done += n
-        if self.bar is not None:
-            self.bar.update(n)
-        elif not self.quiet and time.monotonic() - self.told > _PLAIN_SECONDS:
-            self.told = time.monotonic()
-            rate = self.done / (self.told - self.start)
-            part = f" of {_size(self.total)} ({100 * self.done // max(self.total, 1)} %)" if self.total else ""
-            left = f", {(self.total - self.done) / rate:.0f} s left" if self.total and rate else ""
-            click.echo(f"{self.label}: {_size(self.done)}{part}, {_size(int(rate))}/s{left}", err=True)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-
-@contextlib.contextmanager
-def _progress(label: str, total: int | None, quiet: bool) -> Iterator[_Progress]:
-    progress = _Progress(label, total, quiet)
-    try:
-        yield progress
-    finally:
-        progress.close()
-
-
-def _size(n: int | None) -> str:
-    if n is None:
-        return "?"
-    value, unit = float(n), "B"
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if value < 1000 or unit == "TB":
-            break
-        value /= 1000
-    return f"{n} B" if unit == "B" else f"{value:.2f} {unit}"
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f} %" if whole else "-"
 
 
 def _json(data: Any) -> None:
@@ -175,6 +121,7 @@ def _show_warning(
               help="chunks: decode and compare each chunk before it is written; file: read the finished file back too.")
 @click.option("--name", help="The member's name when packing stdin.", default="data", show_default=True)
 @click.option("--in-place", is_flag=True, help="Replace .safetensors files, in folders too, by packed ones of the same name.")
+@click.option("--engine", metavar="ENGINE", help="Pack all models below PATH into the folder -o, as `tzip hub pack` does.")
 @_base
 @_level
 @_threads
@@ -192,6 +139,7 @@ def pack(
     verify_kind: str,
     name: str,
     in_place: bool,
+    engine: str | None,
     base: tuple[str, ...],
     level: str,
     threads: int | None,
@@ -206,6 +154,7 @@ def pack(
     tzip pack my-model/ -o /backup/my-model.tzip --level best
     tzip pack *.safetensors -o shards.tzip
     tzip pack checkpoints/ --each            one archive for each file
+    tzip pack hub/ -o packed/ --engine ray   one archive for each model, on a cluster
     cat model.safetensors | tzip pack - --name model.safetensors > model.tzip
     tzip pack --in-place my-model/           readers need tzip.install()
     tzip pack step-200.safetensors --base step-100.safetensors.tzip
@@ -214,6 +163,12 @@ def pack(
     are refused unless -L is given (it is the default inside a hub cache's snapshot folder).
     """
     sources = _expand(paths)
+    if engine is not None:
+        others = [each, resume, strict, no_sha256, verify_kind != "chunks", name != "data", in_place, base, force]
+        if any(others) or output in (None, "-") or len(sources) != 1:
+            raise UsageError("--engine takes one folder, -o FOLDER, -L, --level and --threads, and no other option of packing")
+        cli_hub.pack_hub(sources[0], str(output), engine, level, threads, None, dereference, quiet, as_json)
+        return
     if in_place:
         others = [output, each, dereference, resume, strict, no_sha256, verify_kind != "chunks", name != "data", base]
         if any(others) or "-" in sources:
@@ -681,7 +636,7 @@ def completion(shell: str) -> None:
     click.echo(found(cli, {}, "tzip", "_TZIP_COMPLETE").source())
 
 
-for _command in (*cli_tools.COMMANDS, cli_store.store):
+for _command in (*cli_tools.COMMANDS, cli_store.store, cli_hub.hub):
     cli.add_command(_command)
 
 

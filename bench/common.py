@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ITEM_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U8": 8, "BOOL": 8}
-_FOLDERS = ("coders", "formats", "gpu", "store")  # sub-packages that lie beside archiver/
+_FOLDERS = ("coders", "formats", "gpu", "hub", "store")  # sub-packages that lie beside archiver/
 
 
 @dataclass(frozen=True, slots=True)

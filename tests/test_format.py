@@ -141,7 +141,7 @@ def test_done_records_round_trip(member, size, sha):
     raw = record.write()
     assert len(raw) == 80
     assert DoneRecord.read(raw) == record
-    said = reference.Member("a", 0, int(sha is not None), 0, 0, size, sha or bytes(32), 0, 0)
+    said = reference.Member("a", 0, int(sha is not None), 0, 0, size, sha or bytes(32), 0, 0, 0)
     assert reference.check_done(raw, member, said) == (sha or bytes(32))
 
 

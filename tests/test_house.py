@@ -21,6 +21,7 @@ FOLDERS = {
     "coders": "tzip.coders",
     "formats": "tzip.formats",
     "gpu": "tzip.gpu",
+    "hub": "tzip.hub",
     "store": "tzip.store",
 }
 SOURCES = sorted(p for folder in FOLDERS for p in (ROOT / folder).glob("*.py"))

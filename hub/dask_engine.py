@@ -1,0 +1,63 @@
+"""Tasks on Dask: a cluster, or processes of this machine that Dask starts (the extra `dask`)."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from distributed import Client, LocalCluster, as_completed
+
+from tzip.hub.engines import RETRIES, Failure, Task, Then, attempt
+
+
+class DaskEngine:
+    """One Dask task for each item. Dask runs those again whose worker was killed.
+
+    `where`: the scheduler's address, a number of workers to start here, or "" for the scheduler that Dask's configuration
+    names (`DASK_SCHEDULER_ADDRESS`), else as many as there are CPUs.
+    """
+
+    def __init__(self, where: str, threads: int) -> None:
+        self.cluster: Any = None
+        if where.isdecimal():
+            self.cluster = LocalCluster(
+                n_workers=int(where), threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0
+            )
+        self.client = Client(self.cluster or where or None)
+
+    def map(self, task: Task, items: Iterable[Any], then: Then | None = None) -> Iterator[tuple[Any, Any]]:
+        """See Engine."""
+
+        def submit(item: Any) -> Any:
+            future = self.client.submit(attempt, task, item, pure=False, retries=RETRIES)
+            jobs[future.key] = item
+            return future
+
+        jobs: dict[Any, Any] = {}
+        suspects: list[Any] = []
+        alone = False
+        running = as_completed([submit(item) for item in items])
+        while True:
+            for future in running:
+                item = jobs.pop(future.key)
+                try:
+                    result = future.result()
+                except Exception as e:  # `attempt` returns those of the task: this is Dask's own
+                    if not alone:
+                        suspects.append(item)
+                        continue
+                    result = Failure.death(type(e).__name__)
+                finally:
+                    future.release()
+                for more in then(item, result) if then is not None else ():
+                    running.add(submit(more))
+                yield item, result
+            if not suspects:
+                return
+            # Dask blames all that a killed worker had before it: by itself, each shows whether it is the one.
+            alone = True
+            running = as_completed([submit(suspects.pop())])
+
+    def close(self) -> None:
+        """See Engine."""
+        self.client.close()
+        if self.cluster is not None:
+            self.cluster.close()
