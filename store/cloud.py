@@ -41,7 +41,7 @@ _LASTING = frozenset(
 _LASTING_KINDS = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 _DAMAGED = {"BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "RequestTimeout"}
 # By name, for which of these libraries are there depends on the URL.
-_PASSING = {"HTTPClientError", "ClientError", "ResponseParserError", "IncompleteReadError", "TimeoutError", "TransportError"}
+_PASSING = {"HTTPClientError", "ClientError", "ResponseParserError", "IncompleteReadError", "FlexibleChecksumError"}
 
 T = TypeVar("T")
 
