@@ -16,9 +16,7 @@ it. `--csv OUT` writes a line for each figure.
 
 import argparse
 import importlib.util
-import sys
 from pathlib import Path
-from typing import Any
 
 
 def make(run: Path, out: Path, code: Path, steps: int, lr: float) -> None:
@@ -28,7 +26,7 @@ def make(run: Path, out: Path, code: Path, steps: int, lr: float) -> None:
 
     import numpy as np
     import torch
-    import torch.nn.functional as F  # noqa: N812
+    import torch.nn.functional as F
     from safetensors.torch import load_file, save_file
 
     spec = importlib.util.spec_from_file_location("training_run", code)

@@ -377,8 +377,8 @@ class Store:
         asked = save.asked
         time_ns = max(0, time.time_ns())  # a clock may say what it likes, but a negative time has no form
         made: dict[str, Any] = {}
-        # Who follows published weights wants differences also where the checkpoint itself begins a new chain. Few tensors, which
-        # did not change for long, do not end it: they are stored in full among the differences.
+        # Who follows published weights wants differences also where the checkpoint itself begins a new chain. Few tensors,
+        # which did not change for long, do not end it: they are stored in full among the differences.
         aside = None
         if asked.kind == publishing.KIND and sum(h.nbytes for _, h in far) > sum(h.nbytes for _, h in near):
             aside = write_object(
