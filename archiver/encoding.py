@@ -67,6 +67,7 @@ class Coded:
 
 Moved = tuple[tuple[Transformed, list[Coded]], list[Coded]]
 _CLASS_SEGMENT = 1 << 17  # symbols: what a segment costs is much of what little a class takes
+_MASK_SEGMENT = 1 << 18  # bytes of a mask: one segment, for the states of four are a twentieth of it
 _LITTLE = 32  # a difference of less than 1 / 32 of the elements is taken unseen
 _BETTER = (predictors.ADAM_WEIGHTS, predictors.SECOND_MOMENT, predictors.LOW_RANK)  # or the base itself is
 
@@ -419,11 +420,11 @@ def _mask_block(mask: U8, level: Level) -> Coded:
     """Code a mask: as any string, but the slow search for repeats is made only where there are some (rows nobody touched)."""
     if not mask.size or level.exhaustive or mask.size <= _SHORT:
         return _string_block(mask, level)
-    usual = _symbol_block(mask, 8, level)
+    usual = _symbol_block(mask, 8, replace(level, segment=_MASK_SEGMENT))
     sample = memoryview(mask[mask.size // 2 :][:_SHORT])
     if len(zstd.encode(sample, 1)) * mask.size > usual.block.stored * len(sample):
         return usual
-    return _string_block(mask, level)
+    return min(usual, _string_block(mask, level), key=lambda c: c.block.stored)
 
 
 def _stored(coded: list[Coded]) -> int:

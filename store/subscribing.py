@@ -19,6 +19,7 @@ from tzip.coders.arrays import U8
 from tzip.coders.errors import BaseNotFoundError, ConflictError, CorruptError, TzipError, UsageError
 from tzip.extents import OWN_RUN
 from tzip.formats.catalogue import NOT_KNOWN
+from tzip.formats.dtypes import Dtype
 from tzip.store.backends import LocalFolder
 from tzip.store.checkpoints import Checkpoint, Objects
 from tzip.store.journal import Entry, Journal
@@ -104,6 +105,12 @@ class Subscription:
     def latest(self) -> Entry | None:
         """Return the newest published checkpoint, None when there is none."""
         return next((e for e in Journal(self.backend).entries() if e.kind == KIND), None)
+
+    def tensors(self) -> dict[str, tuple[Dtype, tuple[int, ...], U8]]:
+        """Return the type, shape and bytes of each tensor as they are; the bytes are the weights' own memory, or a copy of what
+        a device has.
+        """
+        return {name: (t.dtype, t.shape, t.raw) for name, t in self._targets.items()}
 
     def update(
         self, *, step: int | None = None, timeout: float | None = 0.0, deliver: Deliver | None = None
