@@ -67,6 +67,8 @@ class Coded:
 
 Moved = tuple[tuple[Transformed, list[Coded]], list[Coded]]
 _CLASS_SEGMENT = 1 << 17  # symbols: what a segment costs is much of what little a class takes
+_MASK_SEGMENT = 1 << 18  # bytes of a mask: one segment, for the states of four are a twentieth of it
+_LITTLE = 32  # a difference of less than 1 / 32 of the elements is taken unseen
 _BETTER = (predictors.ADAM_WEIGHTS, predictors.SECOND_MOMENT, predictors.LOW_RANK)  # or the base itself is
 
 
@@ -110,6 +112,9 @@ def encode_chunk(
     if base is not None or predictor is not None:
         made = _differences(raw, width, coding, level, run, chunk, base, predictor, beside)
         best = min(made, key=lambda r: len(r.record), default=None)
+        # Of what is so little there is little to gain: an estimate would take as long as all the rest.
+        if best is not None and len(best.record) * _LITTLE < raw.size:
+            return best
         if best is not None and len(best.record) * 10 < _alone(raw, width, coding, level) * 9:
             return best
         alone = encode_chunk(raw, width, coding, level, run, chunk, row, first)
@@ -276,7 +281,7 @@ def _difference(
     raw: U8, width: int, level: Level, run: int, chunk: int, total: int, found: Transformed, classes: list[Words]
 ) -> EncodedChunk:
     """Return the record of a chunk that `transforms.from_base` has taken apart: by one kernel, where that knows the level."""
-    strings = [_string_block(found.side_a, level), _string_block(found.side_b, level)]
+    strings = [_mask_block(found.side_a, level), _string_block(found.side_b, level)]
     if level.codecs == (RANS,) and not level.exhaustive and classes:
         made = _classes_at_once(raw, width, run, chunk, total, found, strings, [c.size for c in classes])
         if made is not None:
@@ -334,7 +339,7 @@ def _class_blocks(found: Transformed, classes: list[Words], width: int, level: L
             Coded(Block(CONSTANT)) if top >> shift == 0 else _class_block(words, shift, level)
             for words, top in zip(groups, most, strict=True)
         ]
-    return (found, [_string_block(found.side_a, level), _string_block(found.side_b, level)]), blocks
+    return (found, [_mask_block(found.side_a, level), _string_block(found.side_b, level)]), blocks
 
 
 def _field_blocks(found: Transformed, level: Level) -> list[Coded]:
@@ -409,6 +414,17 @@ def _string_block(string: U8, level: Level) -> Coded:
     if level.patient:
         options.append(_adaptive_block(string, 8))
     return min(options, key=lambda c: c.block.stored)
+
+
+def _mask_block(mask: U8, level: Level) -> Coded:
+    """Code a mask: as any string, but the slow search for repeats is made only where there are some (rows nobody touched)."""
+    if not mask.size or level.exhaustive or mask.size <= _SHORT:
+        return _string_block(mask, level)
+    usual = _symbol_block(mask, 8, replace(level, segment=_MASK_SEGMENT))
+    sample = memoryview(mask[mask.size // 2 :][:_SHORT])
+    if len(zstd.encode(sample, 1)) * mask.size > usual.block.stored * len(sample):
+        return usual
+    return min(usual, _string_block(mask, level), key=lambda c: c.block.stored)
 
 
 def _stored(coded: list[Coded]) -> int:

@@ -1,8 +1,9 @@
-"""vLLM: packed files under every load format that reads safetensors, and `--load-format tzip`.
+"""vLLM: packed files under every load format that reads safetensors, `--load-format tzip`, and weight transfer by a store.
 
 The entry point `vllm.general_plugins` has `register` called in every process of vLLM, the workers too.
 """
 
+import contextlib
 import copy
 import warnings
 from typing import Any
@@ -28,3 +29,14 @@ def register() -> None:
             super().__init__(known)
 
     register_model_loader("tzip")(TzipModelLoader)
+    _register_transfer()
+
+
+def _register_transfer() -> None:
+    """Register the weight transfer backend `tzip`, in a vLLM that has such backends; once in a process."""
+    try:
+        from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+    except ImportError:
+        return
+    with contextlib.suppress(ValueError):  # it is there already
+        WeightTransferEngineFactory.register_engine("tzip", "tzip.vllm_weights", "TzipWeightTransferEngine")

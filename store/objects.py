@@ -40,6 +40,7 @@ class Held:
     shape: tuple[int, ...]
     nbytes: int
     read_into: ReadInto
+    raw: U8 | None = None  # all bytes, where they lie in memory
 
     def read(self) -> U8:
         """Return all bytes."""
@@ -54,7 +55,7 @@ def in_memory(key: str, dtype: Dtype, shape: tuple[int, ...], raw: U8) -> Held:
     def read_into(begin: int, out: U8) -> None:
         out[:] = raw[begin : begin + out.size]
 
-    return Held(key, dtype, shape, raw.size, read_into)
+    return Held(key, dtype, shape, raw.size, read_into, raw)
 
 
 def in_object(record: Record, archive: Callable[[str], Archive]) -> Held:
@@ -262,7 +263,10 @@ def content_ids(tensors: Sequence[Held], workers: Workers) -> dict[str, str]:
 
     def digest(job: tuple[Held, int]) -> bytes:
         tensor, at = job
-        block = np.empty(min(block_bytes(tensor.dtype), tensor.nbytes - at), np.uint8)
+        size = min(block_bytes(tensor.dtype), tensor.nbytes - at)
+        if tensor.raw is not None:
+            return block_digest(tensor.raw[at : at + size])
+        block = np.empty(size, np.uint8)
         tensor.read_into(at, block)
         return block_digest(block)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tzip.coders import masks
 from tzip.coders.arrays import I64, U8
 from tzip.coders.errors import UsageError
 from tzip.coders.planes import WORD
@@ -42,11 +43,9 @@ class Patch:
 def between(name: str, dtype: Dtype, shape: tuple[int, ...], old: U8, new: U8) -> Patch:
     """Return what turns the bytes of a tensor, `old`, into `new`; both of shape (nbytes,)."""
     a, b = (_words(raw, dtype) for raw in (old, new))
-    where = a != b
-    count = int(np.count_nonzero(where))
-    if count * _MOST > a.size:
+    _, indices = masks.changes(b, a)
+    if indices.size * _MOST > a.size:
         return Patch(name, dtype, shape, None, b)
-    indices = np.flatnonzero(where)
     return Patch(name, dtype, shape, indices, b[indices])
 
 

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -36,6 +37,7 @@ _SWEEP_AFTER = 16  # published checkpoints that were forgotten: a sweep reads th
 _PUBLISHED_GRACE = 600.0  # seconds for which a reader may be reading what was just forgotten
 
 if TYPE_CHECKING:
+    from tzip.store.serving import ServedFolder
     from tzip.store.subscribing import Subscription
 
 
@@ -257,6 +259,20 @@ class Store:
         from tzip.store.subscribing import Subscription
 
         return Subscription(self.backend, weights, step=step, reset=reset, poll=poll, threads=self.threads)
+
+    def serve(
+        self, folder: str | os.PathLike[str], *, shard: int = 5 * 10**9, poll: float = 1.0
+    ) -> "ServedFolder":
+        """Keep a folder of safetensors files, of `shard` bytes at most each, at what is published here: `ServedFolder.update`.
+
+        The folder is begun, or gone on with: its files may be of any step, or of none. Servers load it through its index,
+        which is replaced in one step. Raises UsageError, CorruptError (files in the folder that are none), OSError.
+        """
+        from tzip.store.serving import ServedFolder
+
+        return ServedFolder.open(
+            lambda weights: self.subscribe(weights, reset=weights is not None, poll=poll), Path(folder), shard
+        )
 
     def _save(self, flat: Callable[[], tuple[Any, dict[str, Leaf]]], asked: "_Asked", block: bool) -> SaveReport | None:
         start = time.perf_counter()

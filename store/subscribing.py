@@ -19,6 +19,7 @@ from tzip.coders.arrays import U8
 from tzip.coders.errors import BaseNotFoundError, ConflictError, CorruptError, TzipError, UsageError
 from tzip.extents import OWN_RUN
 from tzip.formats.catalogue import NOT_KNOWN
+from tzip.formats.dtypes import Dtype
 from tzip.store.backends import Backend
 from tzip.store.checkpoints import Checkpoint, Objects
 from tzip.store.journal import Entry, Journal
@@ -104,6 +105,12 @@ class Subscription:
     def latest(self) -> Entry | None:
         """Return the newest published checkpoint, None when there is none."""
         return next((e for e in Journal(self.backend).entries() if e.kind == KIND), None)
+
+    def tensors(self) -> dict[str, tuple[Dtype, tuple[int, ...], U8]]:
+        """Return the type, shape and bytes of each tensor as they are; the bytes are the weights' own memory, or a copy of what
+        a device has.
+        """
+        return {name: (t.dtype, t.shape, t.raw) for name, t in self._targets.items()}
 
     def update(
         self, *, step: int | None = None, timeout: float | None = 0.0, deliver: Deliver | None = None
@@ -239,12 +246,13 @@ class Subscription:
         chained, read = self._chained(links, differ, manifest, entry)
         patches: list[Patch] = []
         full = [name for name in differ if name not in set(chained)]
-        for group in self._groups(chained):
-            new = self._through(links, group)
-            if new is None:
-                full += group
-            else:
-                patches += self._between(new)
+        with _Archives(self.backend) as archives:
+            for group in self._groups(chained):
+                new = self._through(links, archives, group)
+                if new is None:
+                    full += group
+                else:
+                    patches += self._between(new)
         if full:
             read += _full_bytes(entry, manifest, full)
             with Checkpoint(self.backend, entry) as checkpoint:
@@ -327,7 +335,7 @@ class Subscription:
                 small.append(name)
         return [*groups, small] if small else groups
 
-    def _through(self, links: Sequence[_Link], group: Sequence[str]) -> dict[str, U8] | None:
+    def _through(self, links: Sequence[_Link], archives: "_Archives", group: Sequence[str]) -> dict[str, U8] | None:
         """Return the bytes of tensors after all these steps; None when a difference cannot be read, and they are to be read in
         full. Raises ConflictError when the weights are not what they were.
         """
@@ -338,7 +346,7 @@ class Subscription:
             for link in links:
                 records = {name: link.manifest.records[name] for name in now if name in link.manifest.records}
                 moved = [n for n in self._with(group) if n in records and records[n].content != contents.get(n)]
-                now.update(self._step(link, moved, now))
+                now.update(self._step(link, archives, moved, now))
                 contents.update({n: records[n].content for n in moved})
             new = {name: now[name] for name in group}
             self._prove(links[-1].manifest.records, self._hash(self._as(new)))
@@ -356,32 +364,26 @@ class Subscription:
             return group
         return [name for name, target in self._targets.items() if not _is_large(target)]
 
-    def _step(self, link: _Link, names: Sequence[str], now: Mapping[str, U8]) -> dict[str, U8]:
+    def _step(self, link: _Link, archives: "_Archives", names: Sequence[str], now: dict[str, U8]) -> dict[str, U8]:
         """Decode the tensors of one step from those of the step before."""
         if not names:
             return {}
         assert link.delta is not None
-        path = self.backend.object_name(link.delta.object)
+        archive = archives.leaning(link.delta.object, now, self._targets)
         out: dict[str, U8] = {}
-        try:
-            archive = Archive(self.backend.archive(link.delta.object))
-        except FileNotFoundError:
-            raise CorruptError("an object of the store is missing").at(path=path) from None
-        with archive:
-            if archive.reader.footer.archive_id.hex() != link.delta.object:
-                raise CorruptError("an object is another archive than its name says").at(path=path)
-            archive.lean_on(_Before(now, {n: self._targets[n] for n in now}))
-            reads = []
-            for name in names:
-                view = archive.tensor(name)
-                target = self._targets[name]
-                if (view.element_type, view.shape) != (target.dtype, target.shape):
-                    raise CorruptError("the object holds another tensor than the manifest says").at(path=path, tensor=name)
-                out[name] = np.empty(target.raw.size, np.uint8)
-                if out[name].size:
-                    reads.append((view.row, 0, out[name]))
-            if reads:
-                archive.read_into(reads, self.threads)
+        reads = []
+        for name in names:
+            view = archive.tensor(name)
+            target = self._targets[name]
+            if (view.element_type, view.shape) != (target.dtype, target.shape):
+                raise CorruptError("the object holds another tensor than the manifest says").at(
+                    path=archive.reader.source.name, tensor=name
+                )
+            out[name] = np.empty(target.raw.size, np.uint8)
+            if out[name].size:
+                reads.append((view.row, 0, out[name]))
+        if reads:
+            archive.read_into(reads, self.threads)
         return out
 
     def _between(self, new: Mapping[str, U8]) -> list[Patch]:
@@ -407,13 +409,42 @@ class Subscription:
         ).at(path=self.backend.name, tensor=names[0])
 
 
-class _Before(Bases):
-    """The tensors that differences are from, whatever archive they were in: in memory."""
+class _Archives:
+    """The objects with the differences, opened once each, which lean on tensors in memory."""
 
-    def __init__(self, now: Mapping[str, U8], like: Mapping[str, Target]) -> None:
+    def __init__(self, backend: Backend) -> None:
+        self._objects = Objects(backend)
+        self._leaning: dict[str, _Before] = {}
+
+    def leaning(self, archive_id: str, now: dict[str, U8], like: Mapping[str, Target]) -> Archive:
+        """Return an object whose differences are from the tensors `now`; they are of the types that `like` has."""
+        archive = self._objects(archive_id)
+        before = self._leaning.get(archive_id)
+        if before is None or not before.of(archive):
+            before = self._leaning[archive_id] = _Before(archive, like)
+        before.file.now = now
+        return archive
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._objects.close()
+
+
+class _Before(Bases):
+    """The tensors that the differences of an archive are from, whatever archive they were in: in memory."""
+
+    def __init__(self, archive: Archive, like: Mapping[str, Target]) -> None:
         super().__init__(None, opener(None))
-        self._file = _BeforeFile(now)
-        self._bases = {n: Base(self._file, n, t.dtype, t.shape, t.raw.size) for n, t in like.items()}
+        self._archive = archive
+        self.file = _BeforeFile()
+        self._bases = {n: Base(self.file, n, t.dtype, t.shape, t.raw.size) for n, t in like.items()}
+        archive.lean_on(self)
+
+    def of(self, archive: Archive) -> bool:
+        """Say whether it is that archive that leans on these."""
+        return self._archive is archive
 
     def find(self, wanted: Origin, tensor: str, begin: int = NOT_KNOWN, length: int = 0) -> Base:
         if tensor not in self._bases:
@@ -422,12 +453,12 @@ class _Before(Bases):
 
 
 class _BeforeFile(BaseFile):
-    def __init__(self, now: Mapping[str, U8]) -> None:
+    def __init__(self) -> None:
         super().__init__("", "")
-        self._now = now
+        self.now: Mapping[str, U8] = {}
 
     def read_into(self, base: Base, begin: int, out: U8) -> None:
-        out[:] = self._now[base.name][begin : begin + out.size]
+        out[:] = self.now[base.name][begin : begin + out.size]
 
 
 def _large(record: Record) -> bool:
