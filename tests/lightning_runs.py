@@ -1,14 +1,10 @@
-"""Real trainings with Lightning, one process for all: importing it takes longer than the trainings.
-
-    python lightning_runs.py README FOLDER
-"""
+"""Real trainings with Lightning. Run by trainer_runs.py."""
 
 import copy
 import os
 import re
 import shutil
 import signal
-import sys
 import time
 import warnings
 from collections import Counter
@@ -264,23 +260,12 @@ def readme(path: Path, folder: Path) -> None:
     assert space["state"]["global_step"] == 20
 
 
-def main() -> None:
-    warnings.simplefilter("error")
+def main(text: Path, folder: Path) -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    torch.set_num_threads(1)
-    text, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
-    with Store(folder / "kernels", threads=1) as store:  # loaded once, for the processes that are forked, too
-        for step in (1, 2):
-            store.save(step, {"w": step + 1e-5 * torch.randn(5000)})
     resumes_after_kills(folder)
     same_checkpoints(folder)
     keeps_what_is_leant_on(folder)
     refuses(folder)
     readme(text, folder / "readme")
-    print("all done")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,15 +1,10 @@
-"""Real trainings with Hugging Face's Trainer and accelerate, one process for all: importing them takes longer than training.
-
-    python transformers_runs.py README FOLDER
-"""
+"""Real trainings with Hugging Face's Trainer, and a loop with accelerate. Run by trainer_runs.py."""
 
 import os
 import re
 import shutil
 import signal
-import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -278,21 +273,10 @@ def readme(path: Path, folder: Path) -> None:
     assert [e.step for e in Store("runs/trainer", create=False).log()] == [20, 10]
 
 
-def main() -> None:
-    warnings.simplefilter("error")
-    torch.set_num_threads(1)
-    text, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve()
-    with Store(folder / "kernels", threads=1) as store:  # loaded once, for the processes that are forked, too
-        for step in (1, 2):
-            store.save(step, {"w": step + 1e-5 * torch.randn(5000)})
+def main(text: Path, folder: Path) -> None:
     resumes_after_kills(folder)
     restores_with_care(folder)
     keeps_the_best(folder)
     shards_may_be_cut_anew(folder)
     accelerates(folder)
     readme(text, folder / "readme")
-    print("all done")
-
-
-if __name__ == "__main__":
-    main()
