@@ -95,11 +95,8 @@ def pack_hub(
     models, left = find_models(Path(root), level, dereference)
     shelf = Shelf(out)
     shelf.make()
-    receipts: dict[str, Receipt] = {}
-    for model in models:
-        there = shelf.find(model.key)
-        if there is not None:
-            receipts[model.name] = there
+    standing = shelf.standing(shelf.all(strict=False))
+    receipts = {model.name: standing[model.key] for model in models if model.key in standing}
     failures: dict[str, Failure] = {}
     total = sum(model.size for model in models)
     tell = progress or (lambda done, of: None)
@@ -264,8 +261,10 @@ def hub_report(out: Any) -> HubReport:
         raise UsageError("no hub was packed into this folder").at(path=str(out))
     newest: dict[str, Receipt] = {}
     failures = {}
-    for receipt in shelf.all():
-        if not shelf.stands(receipt):
+    every = shelf.all(strict=True)
+    standing = shelf.standing(every)
+    for receipt in every:
+        if receipt.key not in standing:
             failures[receipt.model] = Failure("BaseNotFoundError", "its archive, or the one that it leans on, is gone", 10)
         elif receipt.model not in newest or _age(newest[receipt.model]) < _age(receipt):
             newest[receipt.model] = receipt

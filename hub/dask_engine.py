@@ -26,22 +26,21 @@ class DaskEngine:
     def map(self, task: Task, items: Iterable[Any], then: Then | None = None) -> Iterator[tuple[Any, Any]]:
         """See Engine."""
 
-        def submit(item: Any) -> Any:
+        def submit(item: Any, suspect: bool = False) -> Any:
             future = self.client.submit(attempt, task, item, pure=False, retries=RETRIES)
-            jobs[future.key] = item
+            jobs[future.key] = item, suspect
             return future
 
-        jobs: dict[Any, Any] = {}
+        jobs: dict[Any, tuple[Any, bool]] = {}
         suspects: list[Any] = []
-        alone = False
         running = as_completed([submit(item) for item in items])
         while True:
             for future in running:
-                item = jobs.pop(future.key)
+                item, suspect = jobs.pop(future.key)
                 try:
                     result = future.result()
                 except Exception as e:  # `attempt` returns those of the task: this is Dask's own
-                    if not alone:
+                    if not suspect:
                         suspects.append(item)
                         continue
                     result = Failure.death(type(e).__name__)
@@ -53,8 +52,8 @@ class DaskEngine:
             if not suspects:
                 return
             # Dask blames all that a killed worker had before it: by itself, each shows whether it is the one.
-            alone = True
-            running = as_completed([submit(suspects.pop())])
+            self.client.wait_for_workers(1)  # what is submitted while there are none was seen to wait for ever (2026.8.0)
+            running = as_completed([submit(suspects.pop(), suspect=True)])
 
     def close(self) -> None:
         """See Engine."""
