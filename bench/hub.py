@@ -15,8 +15,8 @@ names do not say what they are. It needs torch and transformers.
 archives alone and compares every byte. zipnn gets all tensors of each model in one buffer for each element type, its best
 case.
 
-`record` packs models of several sizes, by themselves and as differences, and notes the CPU seconds of each; `simulate`
-plays 1,000 models on 1 to 256 nodes with these times (see `Cluster` for what it knows and what it leaves out).
+`record` packs some of the models, by themselves and as differences, and notes the CPU seconds of each; `simulate` plays
+1,000 models on 1 to 256 nodes with these times (see `Cluster` for what it knows and what it leaves out).
 """
 
 import argparse
@@ -243,37 +243,38 @@ def finish(name: str, columns: list[str], rows: list[list[Any]], csv: Path | Non
 
 
 def record(folder: Path, target: Path) -> None:
-    """Pack what `make` made, model by model; note bytes and CPU seconds of each, and seconds of tasks that do nothing."""
+    """Pack bfloat16 models of what `make` made, the base and three others; note bytes and CPU seconds of each, and of tasks
+    that do nothing the seconds of each engine.
+    """
     from tzip.hub import bulk
     from tzip.hub.engines import engine_named
     from tzip.hub.families import sketch
     from tzip.hub.models import find_models
     from tzip.hub.receipts import Shelf
 
-    told: dict[str, Any] = {"tasks": [], "facts": common.facts()}
-    common.pin(1)
-    for kind in ("bf16", "fp32"):
+    told: dict[str, Any] = {"tasks": []}
+    models = find_models(folder / "bf16", "default", None)[0]
+    models.sort(key=lambda m: (Path(m.path) / "README.md").read_text() != "plain\n")
+    for warm in (True, False):  # the first round compiles
         with tempfile.TemporaryDirectory() as scratch:
-            bulk.pack_hub(folder / kind, Path(scratch) / "warm", engine="local=1")  # compiles, and says who leans on whom
-            known = {r.model: r for r in bulk.hub_report(Path(scratch) / "warm").receipts}
-            shelf = Shelf(Path(scratch) / "out")
+            shelf = Shelf(scratch)
             shelf.make()
-            models = sorted(find_models(folder / kind, "default", None)[0], key=lambda m: known[m.name].depth)
-            made: dict[str, Any] = {}
-            for model in models:
+            base = None
+            for model in models[: 2 if warm else 4]:
                 start = time.process_time()
                 sketch(model.path, None)
                 sketched, start = time.process_time() - start, time.process_time()
-                base = made.get(known[model.name].base_model)
-                made[model.name] = r = bulk.pack_model(bulk.Job(model, str(shelf.root), "default", 1, None, base))
-                told["tasks"].append({
-                    "kind": kind, "leans": bool(r.base), "bytes_in": r.bytes_in, "bytes_out": r.bytes_out,
-                    "seconds": time.process_time() - start, "sketch": sketched,
-                })  # fmt: skip
+                receipt = bulk.pack_model(bulk.Job(model, scratch, "default", 1, None, base))
+                base = base or receipt
+                if not warm:
+                    told["tasks"].append({
+                        "leans": bool(receipt.base), "bytes_in": receipt.bytes_in, "bytes_out": receipt.bytes_out,
+                        "seconds": time.process_time() - start, "sketch": sketched,
+                    })  # fmt: skip
     for engine in ("local=2", "ray=2", "dask=2"):
         with engine_named(engine) as started:
             list(started.map(str, range(20)))  # starts the processes
-            seconds, _ = common.timed(lambda: list(started.map(str, range(1000))))  # noqa: B023
+            seconds, _ = common.timed(lambda: list(started.map(str, range(1000))))
             told[engine] = seconds / 1000
     target.write_text(json.dumps(told, indent=1))
     common.say(json.dumps({e: told[e] for e in ("local=2", "ray=2", "dask=2")}))
@@ -284,9 +285,9 @@ class Cluster:
     """What the simulation knows of machines.
 
     Each node does `slots` tasks at once, a core each, at the speed of the machine that recorded; every twentieth node has a
-    third of it. Storage is shared: tasks that read and write get equal parts of `storage` bytes a second, but no more than they can use.
-    One driver starts a task every `dispatch` seconds. One task in a hundred dies half-way and starts again. Left out: the
-    network of a node, caches, storage that slows down under many readers, nodes that join or leave.
+    third of it. Storage is shared: tasks that read and write get equal parts of `storage` bytes a second, but no more than
+    they can use. One driver starts a task every `dispatch` seconds. One task in a hundred dies half-way and starts again.
+    Left out: the network of a node, caches, storage that slows down under many readers, nodes that join or leave.
     """
 
     nodes: int
@@ -312,7 +313,7 @@ def workload(told: dict[str, Any], count: int, seed: int = 1) -> list[Task]:
     rng = random.Random(seed)
     cost, ratio = {}, {}
     for leans in (False, True):
-        mine = [t for t in told["tasks"] if t["leans"] == leans and t["kind"] == "bf16"]
+        mine = [t for t in told["tasks"] if t["leans"] == leans]
         cost[leans] = statistics.median(t["seconds"] / t["bytes_in"] for t in mine)
         ratio[leans] = statistics.median(t["bytes_out"] / t["bytes_in"] for t in mine)
 
