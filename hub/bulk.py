@@ -1,5 +1,6 @@
 """Packing a hub: one task for each model, bases before those that lean on them, and the report that receipts add up to."""
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -92,9 +93,13 @@ def pack_hub(
     thread_count(threads)
     if max_chain < 0:
         raise UsageError(f"a chain of {max_chain} archives")
-    models, left = find_models(Path(root), level, dereference)
+    root, out = os.path.abspath(root), os.path.abspath(out)  # a cluster's processes have other working directories
+    if os.path.realpath(root) == os.path.realpath(out):
+        raise UsageError("a hub is not packed into itself").at(path=root)
     shelf = Shelf(out)
-    shelf.make()
+    if os.path.isdir(root):
+        shelf.make()
+    models, left = find_models(Path(root), level, dereference, shelf.root)
     standing = shelf.standing(shelf.all(strict=False))
     receipts = {model.name: standing[model.key] for model in models if model.key in standing}
     failures: dict[str, Failure] = {}
@@ -106,7 +111,7 @@ def pack_hub(
     if kept < len(models):
         with engine_named(engine, threads) as started:
             parents = _plan(models, receipts, started, max_chain, dereference)
-            for model, result in _pack_all(models, receipts, parents, started, _Terms(str(out), level, threads, dereference)):
+            for model, result in _pack_all(models, receipts, parents, started, _Terms(out, level, threads, dereference)):
                 if isinstance(result, Failure):
                     failures[model.name] = result
                 done += model.size

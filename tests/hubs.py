@@ -1,6 +1,7 @@
 """What the tests of hubs share: small families of models, and a folder's bytes and times."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +42,12 @@ def write_hub(root: Path) -> None:
 def contents(root: Path) -> dict[str, tuple[bytes, int]]:
     """Bytes and time of every file below a folder."""
     return {p.relative_to(root).as_posix(): (p.read_bytes(), p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file()}
+
+
+def die_at_one(item: int) -> int:
+    """A task of an engine; here, where little is imported, for processes are started to do it."""
+    if item == 1:
+        os._exit(1)
+    if item == 2:
+        raise ValueError("two")
+    return item * item

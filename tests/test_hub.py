@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hubs import contents, weights, write_hub, write_model
+from hubs import contents, die_at_one, weights, write_hub, write_model
 
 import tzip
 from tzip.cli import cli
@@ -356,6 +356,20 @@ def test_snapshots_of_a_hub_cache_are_models(tmp_path):
     assert {n: d for n, (d, _) in contents(there).items()} == {n: d for n, (d, _) in contents(tmp_path / "made").items()}
 
 
+def test_the_output_may_lie_in_the_hub(packed, monkeypatch):
+    folder, report = packed
+    monkeypatch.chdir(folder)
+    (folder / "out").rename(folder / "hub" / "packed")
+    again = pack_hub("hub", "hub/packed", engine=HERE)
+    assert (again.packed, again.receipts, again.left) == (0, report.receipts, {})
+    with pytest.raises(UsageError):
+        pack_hub("nowhere", "out2", engine=HERE)
+    with pytest.raises(UsageError):
+        pack_hub("hub", "hub/../hub", engine=HERE)
+    assert not (folder / "out2").exists()
+    assert not (folder / "hub" / "receipts").exists()
+
+
 def test_copies_of_a_model_share_an_archive(tmp_path):
     write_model(tmp_path / "hub" / "a" / "x", weights(1))
     shutil.copytree(tmp_path / "hub" / "a", tmp_path / "hub" / "b")
@@ -420,14 +434,6 @@ def test_dead_work_is_removed_when_it_is_old(packed):
 
 
 # ---- engines
-
-
-def die_at_one(item):
-    if item == 1:
-        os._exit(1)
-    if item == 2:
-        raise ValueError("two")
-    return item * item
 
 
 def test_a_task_that_always_kills_its_process_is_a_failure_of_its_own():
