@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tzip.archive import Archive, MemberInfo, TensorInfo, open
     from tzip.diffing import TensorDiff, diff
     from tzip.hook import install, uninstall
+    from tzip.hub.bulk import HubReport, hub_report, pack_hub, unpack_model
     from tzip.in_place import InPlaceReport, pack_in_place, unpack_in_place
     from tzip.memory import decode, encode
     from tzip.packing import MemberReport, PackReport, pack
@@ -64,6 +65,10 @@ _HOMES = {
     "TensorDiff": "diffing",
     "diff": "diffing",
     "uninstall": "hook",
+    "HubReport": "hub.bulk",
+    "hub_report": "hub.bulk",
+    "pack_hub": "hub.bulk",
+    "unpack_model": "hub.bulk",
     "Checkpoint": "store.checkpoints",
     "Store": "store.runs",
     "Pickled": "store.states",
@@ -76,6 +81,7 @@ __all__ = [
     "Checkpoint",
     "ConflictError",
     "CorruptError",
+    "HubReport",
     "InPlaceReport",
     "MemberInfo",
     "MemberReport",
@@ -98,15 +104,18 @@ __all__ = [
     "decode",
     "diff",
     "encode",
+    "hub_report",
     "install",
     "open",
     "pack",
+    "pack_hub",
     "pack_in_place",
     "recover",
     "repack",
     "uninstall",
     "unpack",
     "unpack_in_place",
+    "unpack_model",
     "verify",
     "warm_up",
 ]

@@ -4,7 +4,7 @@
 #   pip install '.[bench]' torch zipnn==0.5.4 openzl==0.3.0 z4ai==0.2.0
 # $MB: size of the synthetic input of bench.py (1000 needs 20 GB of memory: each tool has a process). $RAM: a folder in a
 # memory file system with 3 GB. $RUN: checkpoints of one training run, the newest first, for deltas.py. More files to compare on: $FILES, absolute, separated by spaces. Other things that run
-# meanwhile spoil the figures. All of it takes about 20 minutes.
+# meanwhile spoil the figures. $FAMILY: a folder that `bench/hub.py make` has filled. All of it takes about 20 minutes.
 set -eu
 mkdir -p "$1" "$2"
 data=$(cd "$1" && pwd) scratch=$(cd "$2" && pwd)
@@ -29,5 +29,11 @@ bf16=$data/minilm_bf16.safetensors fp32=$data/minilm_fp32.safetensors
 "$python" bench/listing.py "$scratch" --csv docs/listing.csv --doc $doc
 # shellcheck disable=SC2086
 [ -z "${RUN:-}" ] || "$python" bench/deltas.py $RUN --csv docs/deltas.csv --doc $doc
+if [ -n "${FAMILY:-}" ]; then
+    "$python" bench/hub.py family "$FAMILY" --csv docs/family.csv --doc $doc
+    "$python" bench/hub.py record "$FAMILY" "$scratch/times.json"
+    "$python" bench/hub.py simulate "$scratch/times.json" --csv docs/hub.csv --doc $doc
+    rm "$scratch/times.json"
+fi
 "$python" bench/loading.py "$scratch" --csv docs/loading.csv --doc $doc
 "$python" bench/memory.py "$scratch" --csv docs/memory.csv --doc $doc

@@ -1,5 +1,6 @@
 """Packing a hub: one task for each model, bases before those that lean on them, and the report that receipts add up to."""
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -92,14 +93,15 @@ def pack_hub(
     thread_count(threads)
     if max_chain < 0:
         raise UsageError(f"a chain of {max_chain} archives")
-    models, left = find_models(Path(root), level, dereference)
+    root, out = os.path.abspath(root), os.path.abspath(out)  # a cluster's processes have other working directories
+    if os.path.realpath(root) == os.path.realpath(out):
+        raise UsageError("a hub is not packed into itself").at(path=root)
     shelf = Shelf(out)
-    shelf.make()
-    receipts: dict[str, Receipt] = {}
-    for model in models:
-        there = shelf.find(model.key)
-        if there is not None:
-            receipts[model.name] = there
+    if os.path.isdir(root):
+        shelf.make()
+    models, left = find_models(Path(root), level, dereference, shelf.root)
+    standing = shelf.standing(shelf.all(strict=False))
+    receipts = {model.name: standing[model.key] for model in models if model.key in standing}
     failures: dict[str, Failure] = {}
     total = sum(model.size for model in models)
     tell = progress or (lambda done, of: None)
@@ -109,7 +111,7 @@ def pack_hub(
     if kept < len(models):
         with engine_named(engine, threads) as started:
             parents = _plan(models, receipts, started, max_chain, dereference)
-            for model, result in _pack_all(models, receipts, parents, started, _Terms(str(out), level, threads, dereference)):
+            for model, result in _pack_all(models, receipts, parents, started, _Terms(out, level, threads, dereference)):
                 if isinstance(result, Failure):
                     failures[model.name] = result
                 done += model.size
@@ -264,8 +266,10 @@ def hub_report(out: Any) -> HubReport:
         raise UsageError("no hub was packed into this folder").at(path=str(out))
     newest: dict[str, Receipt] = {}
     failures = {}
-    for receipt in shelf.all():
-        if not shelf.stands(receipt):
+    every = shelf.all(strict=True)
+    standing = shelf.standing(every)
+    for receipt in every:
+        if receipt.key not in standing:
             failures[receipt.model] = Failure("BaseNotFoundError", "its archive, or the one that it leans on, is gone", 10)
         elif receipt.model not in newest or _age(newest[receipt.model]) < _age(receipt):
             newest[receipt.model] = receipt

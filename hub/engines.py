@@ -125,7 +125,10 @@ class _Worker:
 
 @dataclass(slots=True)
 class LocalEngine:
-    """Processes of this machine. One that is killed is replaced, and its task, no other, runs again."""
+    """Processes of this machine. One that is killed is replaced, and its task, no other, runs again.
+
+    With one process it is this one, and nothing is started, nor replaced.
+    """
 
     processes: int
     _workers: list[_Worker] = field(default_factory=list)
@@ -133,6 +136,11 @@ class LocalEngine:
     def map(self, task: Task, items: Iterable[Any], then: Then | None = None) -> Iterator[tuple[Any, Any]]:
         """See Engine."""
         todo = deque(_Job(item) for item in items)
+        while todo and self.processes == 1:
+            item = todo.popleft().item
+            result = attempt(task, item)
+            todo.extend(_Job(more) for more in (then(item, result) if then is not None else ()))
+            yield item, result
         while todo or any(w.job for w in self._workers):
             self._start(task, todo)
             for worker in self._ready():

@@ -21,7 +21,7 @@ from tzip.formats.dtypes import BY_NAME
 from tzip.formats.neighbours import Neighbours
 from tzip.tree import collect
 
-_BUDGET = 1 << 16  # elements of a sketch
+_BUDGET = 1 << 15  # elements of a sketch
 _LEAST, _MOST = 32, 2048  # elements of a tensor, half of them at each of two places
 _SMALL = 1024  # elements of a tensor that is not sampled
 _WORTH = 0.9  # of its size alone: what a model must come to, about, to be made to lean on another

@@ -24,12 +24,14 @@ class Model:
     key: str
 
 
-def find_models(root: Path, level: str, dereference: bool | None) -> tuple[list[Model], dict[str, str]]:
+def find_models(
+    root: Path, level: str, dereference: bool | None, but: Path | None = None
+) -> tuple[list[Model], dict[str, str]]:
     """Return the models below `root`, in the order of their names, and what was left out, by path, with the reason.
 
     A model is the uppermost folder that directly holds a file of tensors (by its name) or a configuration, with all that is
     in it. In the cache of a hub each `snapshots/HASH` is one. Files elsewhere are models by themselves. Empty folders and
-    links to folders are left out. Raises UsageError when `root` is no folder.
+    links to folders are left out. The folder `but` is passed over. Raises UsageError when `root` is no folder.
     """
     if not root.is_dir():
         raise UsageError("a hub is a folder of models").at(path=str(root))
@@ -55,6 +57,8 @@ def find_models(root: Path, level: str, dereference: bool | None) -> tuple[list[
             path = Path(entry.path)
             if cache and entry.name != "snapshots":
                 continue  # what the snapshots are made of
+            if but is not None and entry.is_dir() and os.path.samefile(path, but):
+                continue
             if entry.is_dir(follow_symlinks=False):
                 below.append(path)
             elif entry.is_dir():

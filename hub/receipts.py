@@ -13,7 +13,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,15 +69,16 @@ class Receipt:
             receipt = cls(inputs=inputs, **told)
         except (ValueError, TypeError, KeyError, AttributeError) as e:
             raise CorruptError(f"no receipt: {e}").at(path=path) from None
-        kinds: dict[str, type] = {"model": str, "key": str, "level": str, "writer": str, "archive": str, "base": str, "base_model": str}
+        kinds: dict[str, type] = {"model": str, "key": str, "level": str, "writer": str, "base_model": str}
         kinds |= {"bytes_in": int, "bytes_out": int, "depth": int, "warnings": list}
-        if any(type(getattr(receipt, name)) is not kind for name, kind in kinds.items()) or not _is_id(receipt.archive):
+        ids = [receipt.archive, *([receipt.base] if receipt.base != "" else [])]
+        if any(type(getattr(receipt, name)) is not kind for name, kind in kinds.items()) or not all(map(_is_id, ids)):
             raise CorruptError("no receipt: a value is of another kind").at(path=path)
         return receipt
 
 
-def _is_id(text: str) -> bool:
-    return len(text) == 64 and set(text) <= set("0123456789abcdef")
+def _is_id(text: Any) -> bool:
+    return isinstance(text, str) and len(text) == 64 and set(text) <= set("0123456789abcdef")
 
 
 class Shelf:
@@ -103,25 +104,47 @@ class Shelf:
         return self.archives / f"{archive_id}.tzip"
 
     def find(self, key: str) -> Receipt | None:
-        """Return the receipt of a key if it can be read and what it speaks of is there, with its size, and what that leans
-        on."""
+        """Return the receipt of a key if it can be read, and its archive is there with its size, and what that leans on."""
         try:
             receipt = self._read(self.receipts / f"{key}.json")
         except CorruptError:
             return None
-        return receipt if receipt is not None and receipt.key == key and self.stands(receipt) else None
+        if receipt is None or receipt.key != key or self._size(receipt.archive) != receipt.bytes_out:
+            return None
+        return receipt if not receipt.base or self._size(receipt.base) is not None else None
 
-    def stands(self, receipt: Receipt) -> bool:
-        """Say whether the archive of a receipt is there, with its size, and the one that it leans on."""
-        whole = self._size(receipt.archive) == receipt.bytes_out
-        return whole and (not receipt.base or self._size(receipt.base) is not None)
-
-    def all(self) -> Iterator[Receipt]:
-        """Yield all receipts. Raises CorruptError."""
+    def all(self, *, strict: bool) -> list[Receipt]:
+        """Return all receipts, in the order of their names; one that cannot be read is left out, or raises CorruptError."""
+        found = []
         for path in sorted(self.receipts.glob("*.json")):
-            receipt = self._read(path)
-            if receipt is not None:
-                yield receipt
+            try:
+                receipt = self._read(path)
+            except CorruptError:
+                if strict:
+                    raise
+                continue
+            if receipt is not None and path.name == f"{receipt.key}.json":
+                found.append(receipt)
+        return found
+
+    def standing(self, receipts: Iterable[Receipt]) -> dict[str, Receipt]:
+        """Return, by their keys, those whose archives are there with their sizes, and whose bases are others of them.
+
+        A base without a receipt of its own does not count: it may be damaged, and its model, when it is packed anew, must
+        not come to lean on what leans on it.
+        """
+        whole = {r.archive: r for r in receipts if self._size(r.archive) == r.bytes_out}
+        good = {"": True}
+        for start in whole:
+            chain, at = [], start
+            while at in whole and at not in good:
+                good[at] = False  # until the end is seen; for ever in a ring
+                chain.append(at)
+                at = whole[at].base
+            for one in chain:
+                good[one] = good.get(at, False)
+        # Copies of a model may share an archive.
+        return {r.key: r for r in receipts if good.get(r.archive, False) and whole[r.archive].bytes_out == r.bytes_out}
 
     def _read(self, path: Path) -> Receipt | None:
         try:

@@ -211,6 +211,10 @@ def readme_files(tmp_path, monkeypatch):
     (tmp_path / "my-model").mkdir()
     save_file(weights, "my-model/model.safetensors")
     (tmp_path / "my-model" / "config.json").write_text("{}")
+    from hubs import write_hub
+
+    write_hub(tmp_path / "models")
+    (tmp_path / "models" / "fam").rename(tmp_path / "models" / "org")
     for step in (100, 200):
         moved = {n: w + np.float32(1e-6 * step) * rng.standard_normal(w.shape).astype(np.float32) for n, w in weights.items()}
         save_file(moved, f"step-{step}.safetensors")
