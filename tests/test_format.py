@@ -1331,6 +1331,7 @@ def _good_files():
     # Archives that lean on others of these.
     yield "delta", lambda: _packed(_moved(weights), "w.safetensors", "default", GOLDEN / "v0" / "bf16_default.tzip")
     yield "delta_of_delta", lambda: _packed(_moved(_moved(weights)), "w.safetensors", "best", GOLDEN / "v0" / "delta.tzip")
+    yield "patient", lambda: _packed(_moved(weights), "w.safetensors", "max", GOLDEN / "v0" / "bf16_default.tzip")
     yield "predicted", _predicted
     yield "generated_deltas", lambda: _generated_deltas(_golden("bf16_default"), _golden("dtypes"))
 
@@ -1364,7 +1365,7 @@ def _bad_files():
 
 
 # Golden archives that lean on others, after those that they lean on.
-LEANING = ("delta", "delta_of_delta", "generated_deltas")
+LEANING = ("delta", "delta_of_delta", "generated_deltas", "patient")
 
 
 def _golden_bases():
