@@ -36,6 +36,7 @@ from tzip.formats.layout import (
 )
 from tzip.plan import (
     DENSE,
+    LONG_SEGMENT,
     KeyPlan,
     Level,
     Table,
@@ -66,7 +67,7 @@ class Coded:
 
 
 Moved = tuple[tuple[Transformed, list[Coded]], list[Coded]]
-_CLASS_SEGMENT = 1 << 17  # symbols: what a segment costs is much of what little a class takes
+_CLASS_SEGMENT = LONG_SEGMENT  # symbols: what a segment costs is much of what little a class takes
 _MASK_SEGMENT = 1 << 18  # bytes of a mask: one segment, for the states of four are a twentieth of it
 _LITTLE = 32  # a difference of less than 1 / 32 of the elements is taken unseen
 _BETTER = (predictors.ADAM_WEIGHTS, predictors.SECOND_MOMENT, predictors.LOW_RANK)  # or the base itself is

@@ -39,6 +39,15 @@ def field_counts(base: Words, shift: int, bits: int) -> I64:
     return counts
 
 
+def edge_counts(apart: Words, base: Words, lowest: int, shift: int, bits: int) -> I64:
+    """Count how long differences are, in bits, shape (4, 65), in every 65th run of 64 elements: of those whose field is below
+    `lowest`, is `lowest`, is 6 more, is more than that.
+    """
+    counts = np.zeros((4, 65), np.int64)
+    _count_edges(apart, base, lowest, shift, (1 << bits) - 1, counts)
+    return counts
+
+
 def class_counts(classes: U8) -> I64:
     """Count the classes, shape (8,)."""
     counts = np.zeros(CLASSES, np.int64)
@@ -110,6 +119,26 @@ def _count_field(base: Words, shift: int, mask: int, counts: I64) -> None:
     for begin in range(0, base.size, 1024):
         for i in range(begin, min(base.size, begin + 64)):
             counts[(np.uint64(base[i]) >> s) & m] += 1
+
+
+@kernel
+@no_type_check
+def _count_edges(apart: Words, base: Words, lowest: int, shift: int, mask: int, counts: I64) -> None:
+    """Needs: apart.size == base.size; counts (4, 65), zero."""
+    s = np.uint64(shift)
+    m = np.uint64(mask)
+    low = np.int64(lowest)
+    for begin in range(0, base.size, 64 * 65):  # a distance that few rows' lengths divide
+        for i in range(begin, min(base.size, begin + 64)):
+            e = np.int64((np.uint64(base[i]) >> s) & m) - low
+            if 0 < e < 6:
+                continue
+            length = 0
+            d = np.uint64(apart[i])
+            while d:
+                d >>= np.uint64(1)
+                length += 1
+            counts[0 if e < 0 else 1 if e == 0 else 2 if e == 6 else 3, length] += 1
 
 
 @kernel

@@ -167,8 +167,6 @@ def _make(stamp: int, level: int) -> Callable[..., int]:
                     measure_table(freq, facts)
                     head = min(facts[2], min(facts[3], facts[4]))
                     segments = (n + most - 1) // most
-                    if n >= most and segments < 4:
-                        segments = 4
                     size = ((cost_of(here, freq, log2) + 65535) >> 16) // 8 + 132 * segments + head + lacking * 4
                     if size < n - n // 128:
                         codec = 4

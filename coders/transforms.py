@@ -11,7 +11,7 @@ from typing import Any, Protocol, no_type_check
 import numpy as np
 from numpy.typing import NDArray
 
-from tzip.coders import delta, masks, order, predictors, records, vocabulary
+from tzip.coders import delta, masks, order, predictors, records, sampling, vocabulary
 from tzip.coders import grid as grids
 from tzip.coders import palette as palettes
 from tzip.coders.arrays import I64, U8, U64, Words
@@ -272,6 +272,17 @@ _FAR = (predictors.LEVELS, predictors.ROOT)  # what these say is a scale
 _CLASS_BITS = 8 * 2 * 400  # what a class costs: two tables and the states of their streams
 
 
+def _lower_pays(edges: I64) -> bool:
+    """Say whether a class of its own serves the elements of the lowest field better than those of the field 6 above it.
+
+    The most elements lie in the fields that are chosen first, but where most are unchanged the others move more: bfloat16
+    weights a step apart take 0.017 points less so.
+    """
+    below, low, high, above = edges
+    lost = sampling.entropy(below + low) - sampling.entropy(below) - sampling.entropy(low)
+    return lost > sampling.entropy(high + above) - sampling.entropy(high) - sampling.entropy(above)
+
+
 def _classes_pay(apart: Words, classes: U8) -> bool:
     """Say whether tables of their own gain classes what they cost, by the highest byte of each element."""
     counts = np.zeros((delta.CLASSES, 256))
@@ -324,6 +335,8 @@ def from_base(
         sums[-delta.CLASSES :] = sums[1 << bits]
         lowest = int((sums[delta.CLASSES :] - sums[: -delta.CLASSES])[: 1 << bits].argmax())
         apart = delta.subtract(words, earlier, mode)
+        if lowest and changed * 2 < n and _lower_pays(delta.edge_counts(apart, scale, lowest, shift, bits)):
+            lowest -= 1
         classes = delta.classes_of(scale, lowest, shift, bits)
         if mode == delta.TURNED and not _classes_pay(apart, classes):
             lowest, classes = last, np.zeros(n, np.uint8)

@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +26,7 @@ class ContainerError(Exception):
     container = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):  # made in a quarter of the time that a frozen dataclass takes, and a file has thousands
     """Bytes begin … end - 1 of a file are whole elements of one type, `row` of them in a row (0: not known)."""
 
     begin: int
@@ -35,8 +35,7 @@ class Region:
     row: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """A tensor: its first element begins at byte `begin`, in a region of its type. Strides count elements and are not
     negative; None: row-major without gaps. Views may overlap.
     """
@@ -128,10 +127,10 @@ def check(contents: Contents, size: int) -> None:
     Names are left to `recognise`, which makes them unique. An empty tensor needs no region.
     """
     at = 0
-    for region in contents.regions:
-        if not at <= region.begin < region.end <= size or (region.end - region.begin) % region.dtype.width or region.row < 0:
-            raise ContainerError(f"bytes {region.begin} … {region.end} are no elements of {region.dtype.name} of their own")
-        at = region.end
+    for begin, end, dtype, row in contents.regions:
+        if not at <= begin < end <= size or (end - begin) % dtype.width or row < 0:
+            raise ContainerError(f"bytes {begin} … {end} are no elements of {dtype.name} of their own")
+        at = end
     files = sorted(contents.files, key=lambda f: (f.begin, f.end))
     for inner in files:
         if not 0 <= inner.begin <= inner.end <= size:
@@ -140,14 +139,14 @@ def check(contents: Contents, size: int) -> None:
         if after.begin < before.end:
             raise ContainerError(f"the files {before.name!r} and {after.name!r} overlap")
     begins = [region.begin for region in contents.regions]
-    for view in contents.tensors:
-        span = span_bytes(view.dtype, view.shape, view.strides)
-        if span and not _lies(view, span, contents.regions, bisect_right(begins, view.begin) - 1):
-            raise ContainerError(f"tensor {view.name!r} is not in a region of {view.dtype.name}")
+    for name, dtype, shape, begin, strides in contents.tensors:
+        span = span_bytes(dtype, shape, strides)
+        i = bisect_right(begins, begin) - 1
+        if span and not (i >= 0 and _lies(begin, span, dtype, contents.regions[i])):
+            raise ContainerError(f"tensor {name!r} is not in a region of {dtype.name}")
 
 
-def _lies(view: View, span: int, regions: Sequence[Region], i: int) -> bool:
-    """Say whether a view of `span` bytes lies in region i, if it is one, and begins at an element of it."""
-    if i < 0 or view.begin + span > regions[i].end or view.dtype is not regions[i].dtype:
-        return False
-    return (view.begin - regions[i].begin) % view.dtype.width == 0
+def _lies(at: int, span: int, kind: Dtype, region: Region) -> bool:
+    """Say whether `span` bytes of elements lie in the region and begin at an element of it."""
+    begin, end, dtype, _ = region
+    return at + span <= end and kind is dtype and (at - begin) % kind.width == 0

@@ -6,7 +6,6 @@ it items have numbers.
 
 import struct
 from bisect import bisect_right
-from dataclasses import replace
 
 from tzip.formats.containers import ContainerError, Contents, Inner, Read, View
 from tzip.formats.opcodes import Stream
@@ -90,6 +89,6 @@ def named(tensors: list[View], items: list[tuple[int, int, str]]) -> list[View]:
         i = bisect_right(begins, view.begin) - 1
         if i >= 0 and view.begin < items[i][1]:
             _, _, inside = view.name.partition("/")
-            view = replace(view, name=items[i][2] if inside == "tensor" else f"{items[i][2]}/{inside}")
+            view = view._replace(name=items[i][2] if inside == "tensor" else f"{items[i][2]}/{inside}")
         found.append(view)
     return found

@@ -6,7 +6,6 @@ keeps in files without a structure of their own.
 
 import os
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 
 from tzip.formats import distcp
@@ -56,7 +55,7 @@ class Neighbours:
             with suppress(ContainerError, OSError), open_source(os.path.join(folder, distcp.METADATA)) as source:
                 items = distcp.places(source.read_at, source.size).get(name, [])
                 names = Unique()
-                return [replace(view, name=names.name(view.name)) for view in distcp.named(found.tensors, items)]
+                return [view._replace(name=names.name(view.name)) for view in distcp.named(found.tensors, items)]
         return found.tensors
 
     def _outside(self, path: Path) -> list[External]:

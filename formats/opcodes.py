@@ -77,29 +77,37 @@ def opcodes(stream: Stream) -> Iterator[tuple[int, Any]]:
             code = raw[i]
             i += 1
             form = forms[code]
-            argument: Any = None
-            if form is _BYTE and i < end:
-                argument = raw[i]
+            if form is _BYTE and i < end:  # a third of them
+                yield code, raw[i]
                 i += 1
             elif form:
                 width, unpack, make = form
-                if i + width > end:
-                    raise ContainerError("its pickle ends within a number")
-                argument = unpack(raw, i)[0] if unpack is not None else None
-                i += width
+                argument: Any = None
+                if unpack is not None:
+                    if i + width > end:
+                        raise ContainerError("its pickle ends within a number")
+                    (argument,) = unpack(raw, i)
+                    i += width
                 if make is not None:
-                    stream.next = i
-                    argument = make(stream.line() if unpack is None else stream.take(argument))
-                    if make is _name and code != _PERSID:
-                        argument = f"{argument}.{make(stream.line())}"
-                    raw, i, end = stream.raw, stream.next, len(stream.raw)
+                    if argument is not None and 0 <= argument <= end - i:
+                        value = raw[i : i + argument]
+                        i += argument
+                        argument = make(value)
+                    else:
+                        stream.next = i
+                        argument = make(stream.line() if unpack is None else stream.take(argument))
+                        if make is _name and code != _PERSID:
+                            argument = f"{argument}.{make(stream.line())}"
+                        raw, i, end = stream.raw, stream.next, len(stream.raw)
+                yield code, argument
             elif form is None:
                 raise ContainerError(f"its pickle has the unknown opcode {code}")
-            if code == STOP:
+            elif code == STOP:
                 stream.next = i
                 yield code, None
                 return
-            yield code, argument
+            else:
+                yield code, None
     except (ValueError, Warning) as e:
         raise ContainerError(f"its pickle has an invalid value: {str(e)[:200]}") from None
 

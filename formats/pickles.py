@@ -87,26 +87,34 @@ class _Machine:
         """Return what is on top of the stack when the pickle stops."""
         steps, stack, memo = _STEPS, self._stack, self._memo
         for code, argument in islice(opcodes(stream), MAX_STEPS):
-            if code == STOP:
-                return self._pop()
             step = steps[code]
             # Two opcodes of three are of the first three kinds: without calls for them all takes a quarter less time.
-            if step is _PUSH:
-                stack.append(argument)
-            elif step is _GET:
-                stack.append(memo[argument])
-            elif step is _PUT:
+            if step is _PUT:
                 if len(stack) <= self._floor:
                     raise ContainerError("its pickle keeps what an empty stack has")
                 memo[argument] = stack[-1]
+            elif step is _PUSH:
+                stack.append(argument)
+            elif step is _GET:
+                stack.append(memo[argument])
             else:
                 step(self, argument)
-        raise ContainerError(f"its pickle has more than {MAX_STEPS} steps")
+        if code != STOP:  # which is the last one that there is
+            raise ContainerError(f"its pickle has more than {MAX_STEPS} steps")
+        return self._pop()
 
     def _pop(self) -> object:
         if len(self._stack) <= self._floor:
             raise ContainerError("its pickle takes a value from an empty stack")
         return self._stack.pop()
+
+    def _pop_two(self) -> tuple[object, object]:
+        """Return the last value but one, and the last."""
+        stack = self._stack
+        if len(stack) < self._floor + 2:
+            raise ContainerError("its pickle takes a value from an empty stack")
+        last = stack.pop()
+        return stack.pop(), last
 
     def _top(self) -> object:
         if len(self._stack) <= self._floor:
@@ -114,18 +122,19 @@ class _Machine:
         return self._stack[-1]
 
     def _from_mark(self) -> list[object]:
-        height = self._marks.pop()
-        self._floor = self._marks[-1] if self._marks else 0
-        items = self._stack[height:]
-        del self._stack[height:]
+        marks, stack = self._marks, self._stack
+        height = marks.pop()
+        self._floor = marks[-1] if marks else 0
+        items = stack[height:]
+        del stack[height:]
         return items
 
     def pass_by(self, _: object) -> None:
-        """Do nothing: of protocols, frames, and what a buffer may be used for."""
+        """Do nothing: of protocols, frames, what a buffer may be used for, and the end."""
 
     def mark(self, _: object) -> None:
-        self._floor = len(self._stack)
-        self._marks.append(self._floor)
+        self._floor = height = len(self._stack)
+        self._marks.append(height)
 
     def pop_mark(self, _: object) -> None:
         self._from_mark()
@@ -170,8 +179,7 @@ class _Machine:
         self._stack.append((self._pop(),))
 
     def tuple2(self, _: object) -> None:
-        second, first = self._pop(), self._pop()
-        self._stack.append((first, second))
+        self._stack.append(self._pop_two())
 
     def tuple3(self, _: object) -> None:
         third, second, first = self._pop(), self._pop(), self._pop()
@@ -206,8 +214,8 @@ class _Machine:
         self._stack.append(made)
 
     def set_item(self, _: object) -> None:
-        value, key = self._pop(), self._pop()
-        self._put(self._top(), [key, value])
+        items = [*self._pop_two()]
+        self._put(self._top(), items)
 
     def set_items(self, _: object) -> None:
         items = self._from_mark()
@@ -223,7 +231,7 @@ class _Machine:
         self._stack.append(Global(name))
 
     def stack_name(self, _: object) -> None:
-        attribute, module = self._pop(), self._pop()
+        module, attribute = self._pop_two()
         if not isinstance(attribute, str) or not isinstance(module, str):
             raise ContainerError("its pickle imports what is no name")
         self._stack.append(Global(f"{module}.{attribute}"))
@@ -235,7 +243,7 @@ class _Machine:
         self._stack.append(self._persistent(self._pop()))
 
     def reduce(self, _: object) -> None:
-        arguments, function = self._pop(), self._pop()
+        function, arguments = self._pop_two()
         self._stack.append(self._called(function, arguments))
 
     def reduce_named(self, _: object) -> None:
@@ -281,7 +289,7 @@ _STEPS: dict[int, Callable[[_Machine, Any], None]] = {
     ord(code): step
     for codes, step in (
         ("IJKML\x8a\x8bFGSTUBC\x8e\x96VX\x8c\x8dN", _PUSH),  # None is what an opcode without argument has
-        ("\x80\x95\x98", _Machine.pass_by),
+        ("\x80\x95\x98.", _Machine.pass_by),
         ("(", _Machine.mark),
         ("1", _Machine.pop_mark),
         ("0", _Machine.pop),

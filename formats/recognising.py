@@ -5,7 +5,7 @@ a distributed checkpoint's are several in a row.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tzip.formats import (
@@ -79,7 +79,7 @@ def recognise(read: Read, size: int) -> Found:
     names = Unique()
     for i, view in enumerate(found.tensors):
         if (name := names.name(view.name)) != view.name:
-            found.tensors[i] = replace(view, name=name)
+            found.tensors[i] = view._replace(name=name)
     found.regions.sort(key=lambda region: region.begin)
     return found
 
@@ -151,7 +151,7 @@ def _add_inner(found: Found, inner: Inner, read: Read, at: int, prefix: str, dep
         return
     if contents.container == npy.NAME:  # as numpy names the arrays of an .npz file
         name = name.removesuffix(".npy")
-        contents.tensors = [replace(v, name=f"/{v.name}" if v.name else "") for v in contents.tensors]
+        contents.tensors = [v._replace(name=f"/{v.name}" if v.name else "") for v in contents.tensors]
     else:
         name += "/"
     _add(found, contents, read, begin, name, depth + 1, budget)

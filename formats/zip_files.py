@@ -5,7 +5,7 @@ Follows APPNOTE 6.3 with zip64, and the zipfile module where that leaves a choic
 
 import re
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from tzip.formats.containers import ContainerError, Contents, Inner, Read
 
@@ -25,8 +25,7 @@ _UTF_8 = 0x800
 _UNREADABLE = 0x1 | 0x20 | 0x40 | 0x2000  # encrypted, a patch, strongly encrypted, masked
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A file in the archive: bytes begin … end - 1, as `method` (a method of zip's, or ENCRYPTED) has left them."""
 
     name: str
@@ -35,8 +34,7 @@ class Entry:
     method: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Listed:
+class _Listed(NamedTuple):
     """What the directory says of an entry: where its local header begins, and how many bytes of data follow that."""
 
     offset: int
@@ -61,22 +59,22 @@ def entries(read: Read, size: int) -> list[Entry]:
     found = []
     listed, limit = _directory(read, size)
     listed.sort(key=lambda entry: entry.offset)  # only neighbours can overlap then, and the file is read in one direction
-    free = 0
-    for entry in listed:
-        head = read(entry.offset, _LOCAL_FIELDS.size + len(entry.raw_name)) if entry.offset < limit else b""
-        if len(head) < _LOCAL_FIELDS.size or not head.startswith(_LOCAL):
-            raise ContainerError(f"entry {entry.name!r} is not at byte {entry.offset}, where the directory has it")
+    free, fixed = 0, _LOCAL_FIELDS.size
+    for offset, raw_name, name, nbytes, method in listed:
+        head = read(offset, fixed + len(raw_name)) if offset < limit else b""
+        if len(head) < fixed or not head.startswith(_LOCAL):
+            raise ContainerError(f"entry {name!r} is not at byte {offset}, where the directory has it")
         _, name_size, extra_size = _LOCAL_FIELDS.unpack_from(head)
-        if name_size != len(entry.raw_name) or head[_LOCAL_FIELDS.size :] != entry.raw_name:
-            raise ContainerError(f"entry {entry.name!r} has another name than in the directory")
-        begin = entry.offset + len(head) + extra_size
-        if entry.offset < free:
-            raise ContainerError(f"entry {entry.name!r} overlaps the one before it")
-        free = begin + entry.nbytes
+        if name_size != len(raw_name) or not head.endswith(raw_name, fixed) or len(head) != fixed + name_size:
+            raise ContainerError(f"entry {name!r} has another name than in the directory")
+        begin = offset + len(head) + extra_size
+        if offset < free:
+            raise ContainerError(f"entry {name!r} overlaps the one before it")
+        free = begin + nbytes
         if free > limit:
-            raise ContainerError(f"entry {entry.name!r} ends at byte {free}, the entries at {limit}")
-        if not entry.name.endswith("/"):
-            found.append(Entry(entry.name, begin, free, entry.method))
+            raise ContainerError(f"entry {name!r} ends at byte {free}, the entries at {limit}")
+        if not name.endswith("/"):
+            found.append(Entry(name, begin, free, method))
     return found
 
 

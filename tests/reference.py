@@ -553,18 +553,18 @@ def adaptive_decode(payload: bytes, n: int, width: int) -> list[int]:
     cursor = _Cursor(payload)
     r, v = 2**32 - 1, int.from_bytes(cursor.take(4), "big")
     require(v < r, "the first bytes of an adaptive block")
-    nodes = dict.fromkeys(range(1, 2 ** width), (32768, 0))
+    nodes = dict.fromkeys(range(1, 2 ** width), (2**25, 0))
     symbols = []
     for _ in range(n):
         k = 1
         for _ in range(width):
             p, c = nodes[k]
-            b, s = r * p >> 16, min(c + 2, 7)
+            b, s = r * p >> 26, 131072 // (2 * c + 3)
             if v < b:
-                bit, r, p = 1, b, p + (65520 - p >> s)
+                bit, r, p = 1, b, p + ((2**26 - 2048 - p) * s >> 16)
             else:
-                bit, r, v, p = 0, r - b, v - b, p - (p - 16 >> s)
-            nodes[k] = p, min(c + 1, 5)
+                bit, r, v, p = 0, r - b, v - b, p - ((p - 2048) * s >> 16)
+            nodes[k] = p, min(c + 1, 510)
             k = 2 * k + bit
             while r < 2**24:
                 r, v = r << 8, v << 8 | cursor.take(1)[0]

@@ -1335,6 +1335,7 @@ def _good_files():
     # Archives that lean on others of these.
     yield "delta", lambda: _packed(_moved(weights), "w.safetensors", "default", GOLDEN / "v1" / "bf16_default.tzip")
     yield "delta_of_delta", lambda: _packed(_moved(_moved(weights)), "w.safetensors", "best", GOLDEN / "v1" / "delta.tzip")
+    yield "patient", lambda: _packed(_moved(weights), "w.safetensors", "max", GOLDEN / "v1" / "bf16_default.tzip")
     yield "predicted", _predicted
     yield "generated_deltas", lambda: _generated_deltas(_golden("bf16_default"), _golden("dtypes"))
 
@@ -1368,7 +1369,7 @@ def _bad_files():
 
 
 # Golden archives that lean on others, after those that they lean on.
-LEANING = ("delta", "delta_of_delta", "generated_deltas")
+LEANING = ("delta", "delta_of_delta", "generated_deltas", "patient")
 
 
 def _golden_bases():

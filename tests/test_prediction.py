@@ -659,6 +659,13 @@ def test_adaptive_blocks_with_long_carries_and_one_value() -> None:
         adaptive.decode_into(np.full(8, 255, np.uint8), 8, np.empty(4, np.uint8))
 
 
+def test_adaptive_blocks_whose_nodes_have_seen_all_that_they_count() -> None:
+    symbols = np.random.default_rng(5).choice(np.array([0, 1, 6], np.uint8), 1300, p=[0.6, 0.3, 0.1])
+    symbols[700:] = 7 - symbols[700:]
+    payload = adaptive.encode(symbols, 3)
+    assert reference.adaptive_decode(payload.tobytes(), symbols.size, 3) == symbols.tolist()
+
+
 def test_patience_codes_small_classes_without_tables() -> None:
     rng = np.random.default_rng(1)
     base = (rng.normal(0, 0.04, 70_000).astype(F).view(np.uint32) >> 16).astype(np.uint16)
