@@ -159,6 +159,11 @@ class StoreCheckpointIO(CheckpointIO):
         place = _place(path)
         self._do(lambda: self._removed(place))
 
+    def wait(self) -> None:
+        """Wait for what is in the background, and raise what it raised."""
+        with self._lock:
+            self._settle()
+
     def teardown(self) -> None:
         """Wait for what is in the background, raise what it raised, and close the stores."""
         with self._lock:
