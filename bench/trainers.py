@@ -2,11 +2,11 @@
 
     python bench/trainers.py FOLDER [--pairs 4] [--threads 1] [--with lightning] [--size 384 4]
 
-A byte-level GPT of 7.4 million parameters (89 MB of weights and AdamW's state in float32) learns Python's own sources on the CPU,
-batches of 16 times 256 bytes. Blocks of ten steps alternate: one with a save in the background (block=False) after its first step,
-which is waited for before the block ends, and one without. `--threads`: torch's; the saver has one of its own beside them. A
-machine that others use makes wall times jump; the CPU time of the process (all threads) says what was done. Kernels are compiled
-before. FOLDER lies on a memory-backed file system.
+A byte-level GPT of 7.4 million parameters (89 MB of weights and AdamW's state in float32) learns Python's own sources on
+the CPU, batches of 16 times 256 bytes. Blocks of ten steps alternate: one with a save in the background (block=False) after
+its first step, which is waited for before the block ends, and one without. `--threads`: torch's; the saver has one of its
+own beside them. A machine that others use makes wall times jump; the CPU time of the process (all threads) says what was
+done. Kernels are compiled before. FOLDER lies on a memory-backed file system.
 """
 
 import argparse
@@ -70,7 +70,14 @@ def saver(kind: str, folder: Path) -> tuple[Callable[[int, dict[str, Any]], None
     import tzip
 
     store = tzip.Store(folder, threads=1)
-    return lambda step, state: (store.save(step, state, block=False), None)[1], lambda: (store.wait(), None)[1]
+
+    def save(step: int, state: dict[str, Any]) -> None:
+        store.save(step, state, block=False)
+
+    def wait() -> None:
+        store.wait()
+
+    return save, wait
 
 
 def main() -> None:

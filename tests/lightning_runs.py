@@ -195,10 +195,12 @@ def keeps_what_is_leant_on(folder: Path) -> None:
         assert len(store.backend.object_ids()) < 12
     # What was saved under a name again is the last one; a process that dies before it marks it has saved it all the same.
     old = (run / "11.ckpt").read_bytes()
+    shutil.copy(run / "11.ckpt", run / "copy.ckpt")
     states[11]["state_dict"]["w"] += 1
     saver.save_checkpoint(states[11], run / "11.ckpt")
     (run / "11.ckpt").write_bytes(old)
     same(states[11], saver.load_checkpoint(run / "11.ckpt"))
+    raises(tzip.UsageError, "step 11 is not in the store any more", saver.load_checkpoint, run / "copy.ckpt")
 
 
 def refuses(folder: Path) -> None:
