@@ -107,9 +107,12 @@ class StoreCheckpointIO(CheckpointIO):
             store = self._store(place.parent, create=True)
             step = _step(store, checkpoint.get("global_step"), _tag(place))
             options["tags"] = [*([tags] if isinstance(tags, str) else tags), _tag(place)]
-            store.save(step, _with_metadata(checkpoint), block=self.block, replace_step=True, **options)
             # Without an earlier checkpoint a link that dangles is right: Lightning then begins anew.
-            if not self.block and not os.path.lexists(place) and next(store.log(), None) is not None:
+            pending = not self.block and not os.path.lexists(place) and next(store.log(), None) is not None
+            if pending and _tag(place) in store.tags():  # of a file that was removed by hand: it must not pass for this one
+                store.tag(_tag(place), None)
+            store.save(step, _with_metadata(checkpoint), block=self.block, replace_step=True, **options)
+            if pending:
                 _write_marker(place, step, None)
             self._do(lambda: self._saved(store, step, place))
 
@@ -158,6 +161,11 @@ class StoreCheckpointIO(CheckpointIO):
         """Remove the file and the tag. The checkpoint stays in the store for as long as another one may lean on it."""
         place = _place(path)
         self._do(lambda: self._removed(place))
+
+    def wait(self) -> None:
+        """Wait for what is in the background, and raise what it raised."""
+        with self._lock:
+            self._settle()
 
     def teardown(self) -> None:
         """Wait for what is in the background, raise what it raised, and close the stores."""
@@ -216,10 +224,14 @@ class StoreCheckpointIO(CheckpointIO):
         store.gc(grace=self.grace)
 
     def _removed(self, place: Path) -> None:
-        marker = None if place.is_symlink() or not place.exists() else _read_marker(place)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(place)
-        if marker is not None:  # last: without the tag it may be pruned
+        try:
+            ours = not place.is_symlink() and _read_marker(place) is not None
+        except FileNotFoundError:
+            return
+        except CorruptError:
+            ours = True
+        os.unlink(place)
+        if ours:  # last: without the tag it may be pruned
             store = self._store(place.parent, create=False)
             if _tag(place) in store.tags():
                 store.tag(_tag(place), None)
@@ -256,10 +268,10 @@ def _step(store: Store, global_step: Any, tag: str) -> int:
 
 
 def _read_marker(at: Path) -> dict[str, Any] | None:
-    """Return what a marker says, None for any other file. Raises FileNotFoundError, or CorruptError for a damaged one."""
+    """Return what a marker says, None for a file of Lightning's own. Raises FileNotFoundError, or CorruptError: damaged."""
     with open(at, "rb") as file:
         data = file.read(_MAX_MARKER)
-    if not data.startswith(b"{") or b"tzip_marker" not in data:
+    if not data.startswith(b"{"):  # torch's files never do
         return None
     marker = unsealed(data, "tzip_marker", str(at))
     try:

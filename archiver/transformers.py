@@ -151,9 +151,7 @@ def restore_checkpoint(
     return path
 
 
-def _restore(
-    path: str | os.PathLike[str], output: Path, step: int | str, *, force: bool, threads: int | None
-) -> str | None:
+def _restore(path: str | os.PathLike[str], output: Path, step: int | str, *, force: bool, threads: int | None) -> str | None:
     if step == "latest" and not open_backend(path).exists():
         return None
     with Store(path, create=False, threads=threads) as store:

@@ -108,6 +108,7 @@ def resumes_after_kills(folder: Path) -> None:
 
     killed(hang)
     assert os.readlink(run / "last.ckpt") == "epoch=5-step=24.ckpt"
+    assert (run / "last.ckpt").exists()  # or Lightning would begin anew
     store = Store(run / STORE, create=False)
     assert not store.verify(deep=True).faults
     assert store.find().step == 20
@@ -195,10 +196,12 @@ def keeps_what_is_leant_on(folder: Path) -> None:
         assert len(store.backend.object_ids()) < 12
     # What was saved under a name again is the last one; a process that dies before it marks it has saved it all the same.
     old = (run / "11.ckpt").read_bytes()
+    shutil.copy(run / "11.ckpt", run / "copy.ckpt")
     states[11]["state_dict"]["w"] += 1
     saver.save_checkpoint(states[11], run / "11.ckpt")
     (run / "11.ckpt").write_bytes(old)
     same(states[11], saver.load_checkpoint(run / "11.ckpt"))
+    raises(tzip.UsageError, "step 11 is not in the store any more", saver.load_checkpoint, run / "copy.ckpt")
 
 
 def refuses(folder: Path) -> None:
@@ -236,7 +239,14 @@ def refuses(folder: Path) -> None:
     saver.teardown()
     assert not (run / "c.ckpt").exists()
     assert "c.ckpt" not in store.tags()
-    store.save(50, {})  # another writer: the thread finds it
+    (run / "latest").write_bytes(data[:-5] + b"12345")
+    saver.remove_checkpoint(run / "latest")  # a damaged marker, and a file of Lightning's own
+    saver.remove_checkpoint(run / "b.ckpt")
+    saver.wait()
+    assert not (run / "latest").exists()
+    assert not (run / "b.ckpt").exists()
+    assert "./latest" not in store.tags()
+    store.save(50, {})
     saver.save_checkpoint({"w": w + 3}, run / "d.ckpt")
     saver.load_checkpoint(run / "d.ckpt")
     (run / "e.ckpt").mkdir()
