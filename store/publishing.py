@@ -1,4 +1,4 @@
-"""What a published checkpoint says beside its tensors (STORE.md, section 6): which state its differences are from, so that who
+"""What a published checkpoint says beside its tensors (STORE.md, section 7): which state its differences are from, so that who
 holds that state needs nothing else, and where they are.
 """
 
