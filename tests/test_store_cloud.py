@@ -26,7 +26,7 @@ from stores import same, walk
 import tzip
 from tzip.cli import cli
 from tzip.store import cloud, journal, services, upkeep
-from tzip.store.backends import LocalFolder, open_backend
+from tzip.store.backends import LocalFolder, StaleHeadError, open_backend
 from tzip.store.cloud import CloudFolder
 
 fsspec = pytest.importorskip("fsspec")
@@ -358,6 +358,67 @@ def test_every_call_fails_for_good(run: str, name: str) -> None:
             p for p in files_of(other) if p.startswith("objects/")
         }
     assert failed > 3
+
+
+def test_a_head_whose_answer_was_lost(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stands, and the writer must see that it is its own; another's is not."""
+    build(run, 1)
+    backend = open_backend(run)
+    old = backend.read_head()
+    assert old is not None
+    with Failing(5, after=True) as failing:  # the probe is the first three and what stands there the fourth
+        backend.put_head(b"one", old)
+    assert failing.calls.count("pipe_file") == 1
+    assert len(failing.calls) > 6
+    assert files_of(run)["head.json"] == b"one"
+    original = services._Memory.write
+
+    def lost(self: services._Memory, *args: Any) -> bool:
+        original(self, *args)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(services._Memory, "write", lost)
+    backend.put_head(b"two", b"one")
+    assert files_of(run)["head.json"] == b"two"
+    monkeypatch.setattr(services._Memory, "write", lambda *args: (_ for _ in ()).throw(ConnectionResetError))
+    with pytest.raises(ConnectionResetError):
+        backend.put_head(b"three", b"two")
+    monkeypatch.undo()
+    with pytest.raises(StaleHeadError):
+        backend.put_head(b"three", b"one")
+    with pytest.raises(StaleHeadError):
+        backend.put_head(b"three", None)
+    assert files_of(run)["head.json"] == b"two"
+
+
+def test_what_is_damaged_on_its_way_is_asked_for_again(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads, pages and indices; a chunk that is damaged is an error, once."""
+    states = build(run, 7)
+    kind = type(fsspec.filesystem("memory"))
+    original = kind.cat_file
+    asked: list[tuple[str, bool]] = []  # the path, and whether all or the end of it was asked for
+    wrong = -1
+
+    def flip(self: Any, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        data: bytes = original(self, path, start, end)
+        asked.append((path, end is None or end == self.info(path)["size"]))
+        return data[:-1] + bytes([data[-1] ^ 1]) if len(asked) == wrong else data
+
+    monkeypatch.setattr(kind, "cat_file", flip)
+    new(run).load(1)
+    assert {path.split("/")[-2] for path, _ in asked} == {"run", "pages", "objects"}
+    for wrong in range(1, len(asked) + 1):
+        _, proven = asked[wrong - 1]
+        before = list(asked)
+        asked.clear()
+        if proven:
+            same(states[1], new(run).load(1))
+        else:
+            store = new(run)
+            with pytest.raises(tzip.CorruptError):
+                store.load(1)
+            same(states[1], store.load(1))
+        asked[:] = before
 
 
 def test_what_does_not_pass_is_not_tried_again(run: str, monkeypatch: pytest.MonkeyPatch) -> None:
