@@ -21,6 +21,7 @@ import pytest
 from click.testing import CliRunner
 from fault_proxy import FAULTS, Proxy
 from forge import noise
+from gcs_server import Gcs
 from stores import same, walk
 
 import tzip
@@ -913,6 +914,37 @@ def test_requests_of_a_load(proxy: Proxy) -> None:
         proxy.well()
         same(state, new(run, create=False).load(step, framework="np"))
         assert len(proxy.requests) <= 3 + 4 * archives + 1
+
+
+def test_gcs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # else it asks the real service what kind of bucket it is
+    pytest.importorskip("gcsfs")
+    with Gcs() as service:
+        options = {"endpoint_url": service.url, "token": "anon", "skip_instance_cache": True}
+        run = "gs://weights/runs/1"
+        states = build(run, 6, storage_options=options)
+        holds(run, states, storage_options=options)
+        one, other = new(run, storage_options=options), new(run, storage_options=options)
+        one.save(6, state_of(6))
+        other.save(7, state_of(7))
+        with pytest.raises(tzip.ConflictError):
+            one.save(8, state_of(8))
+        other.save(8, state_of(8))
+        other.prune(keep_last=3)
+        assert other.gc(grace=0).removed > 0
+        holds(run, {0: states[0], 6: state_of(6), 7: state_of(7), 8: state_of(8)}, storage_options=options)
+        backend = other.backend
+        head = backend.read_head()
+        assert head is not None
+        with pytest.raises(StaleHeadError):
+            backend.put_head(b"x", None)
+        assert isinstance(backend, CloudFolder)
+        assert not backend._service.write(f"{backend._root}/head.json", b"x")
+        assert not backend._service.write(f"{backend._root}/none.json", b"x", "77")
+        assert backend.read_head() == head
+        service.ignores_conditions = True
+        with pytest.raises(tzip.UsageError, match="ignores conditions"):
+            new(run, storage_options=options).save(9, state_of(9))
 
 
 @pytest.mark.skipif("TZIP_TEST_BUCKET" not in os.environ, reason="needs a bucket: TZIP_TEST_BUCKET=s3://bucket/folder")
