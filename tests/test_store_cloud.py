@@ -318,7 +318,7 @@ def test_every_call_fails_once(run: str, name: str) -> None:
     expected = sorted(n.partition("/")[0] for n in files_of(f"{run}-counted"))
     assert len(counted.calls) >= 6
     for n, late in itertools.product(range(1, len(counted.calls) + 1), (False, True)):
-        if counted.calls[n - 1] in ("cat_file", "info") and n % 8 and not NIGHTLY:  # there are many
+        if counted.calls[n - 1] in ("cat_file", "info") and n % 12 and not NIGHTLY:  # there are many
             continue
         other = copied(run, f"{run}-{n}-{late}")
         store = new(other)
@@ -730,7 +730,7 @@ def test_s3(proxy: Proxy) -> None:
     assert len(sent) > 10
 
 
-@pytest.mark.parametrize(("name", "stride"), [("save", 2), ("load", 4), ("gc", 8)])
+@pytest.mark.parametrize(("name", "stride"), [("save", 4), ("load", 6), ("gc", 14)])
 def test_requests_to_s3_fail_once(proxy: Proxy, name: str, stride: int) -> None:
     """With a fault of another kind each time; with the profile `nightly` every request, in all ways."""
     run = bucket()
