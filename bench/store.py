@@ -1,13 +1,15 @@
-"""The store of training runs: sizes of a real run, speeds, stalls, memory, and ten thousand checkpoints.
+"""The store of training runs: sizes of a real run, speeds, stalls, memory, ten thousand checkpoints, object stores.
 
     python bench/store.py sizes RUN [--max-chain 16 4 1]
     python bench/store.py speed FOLDER [--mb 1000] [--steps 4]
     python bench/store.py many FOLDER [--checkpoints 10000]
     python bench/store.py sharded FOLDER
+    python bench/store.py cloud FOLDER [--mb 200] [--rate 100]
 
 RUN holds checkpoints of a training loop, stepNNNNN.safetensors and bf16_stepNNNNN.safetensors. FOLDER lies on a memory-backed
 file system, so that speeds are tzip's and not a disk's. "sharded": torch's distributed checkpoints beside the stock writer's
-with its ZStandard extension. `--csv OUT` writes a line for each figure.
+with its ZStandard extension. "cloud": moto's server behind a link of so many MB/s, both of them Python on the same processors:
+what the link could do beside them is measured, too. `--csv OUT` writes a line for each figure.
 """
 
 import argparse
@@ -158,12 +160,79 @@ def sharded(scratch: Path, mb: int) -> None:
     say("sharded: tzip / stock", ours / theirs, "x")
 
 
+def cloud(mb: int, rate: float) -> None:
+    """An object store behind a link: saves against the bare upload of the same bytes, and loads of half of all rows."""
+    import logging
+    import os
+    import sys
+    import tempfile
+
+    import fsspec
+    from moto.server import ThreadedMotoServer
+
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
+    from fault_proxy import Proxy
+
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    os.environ |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+    first = {k: v.view(2 * v.shape[0], -1) for k, v in synthetic(mb, 1, "bfloat16").items()}
+    states = [first, stepped(first, 2)]
+    size = sum(v.numel() * 2 for v in first.values())
+    packed: list[int] = []
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with Proxy(server.get_host_and_port()[1], rate=rate * 1e6) as proxy:
+        os.environ["AWS_ENDPOINT_URL"] = proxy.url
+        files = fsspec.filesystem("s3", use_listings_cache=False)
+        files.mkdir("runs")
+        tzip.Store("memory://warm").save(0, {"w": first["layers.0.weight"]})  # compiles
+        with tzip.Store("s3://runs/1") as store:
+            for step, label in ((0, "full"), (1, "differences")):
+                proxy.well()
+                start = time.perf_counter()
+                report = store.save(step, states[step])
+                took = time.perf_counter() - start
+                assert report is not None
+                packed.append(report.stored)
+                sent = sum(q.moved for q in proxy.requests)
+                say(f"cloud: save, {label}, bytes moved", 100 * sent / report.stored, "% of the packed ones")
+                say(f"cloud: save, {label}, packed", report.stored / 1e6, "MB")
+                say(f"cloud: save, {label}, requests", len(proxy.requests), "")
+                with tempfile.NamedTemporaryFile() as bare:
+                    bare.write(os.urandom(report.stored))
+                    bare.flush()
+                    start = time.perf_counter()
+                    files.put_file(bare.name, f"runs/bare{step}", **store.backend._service.upload_options(report.stored))
+                    alone = time.perf_counter() - start
+                say(f"cloud: save, {label}, of the bare upload's speed", alone / took, "x")
+                say(f"cloud: bare upload, of {rate:g} MB/s", report.stored / alone / rate / 1e6, "x")
+        for step, label in ((0, "full"), (1, "differences")):
+            with tzip.Store("s3://runs/1", create=False).open(step) as checkpoint:
+                checkpoint[next(iter(first))]  # opens the archives
+                proxy.well()
+                most = 0.0
+                for key, tensor in first.items():
+                    before = len(proxy.requests)
+                    checkpoint.tensor(key)[: tensor.shape[0] // 2]
+                    now = proxy.requests[before:]
+                    most = max(most, len(now) / (1 + sum(q.moved for q in now) / (8 << 20)))
+                moved = sum(q.moved for q in proxy.requests)
+            say(f"cloud: half of the rows, {label}, bytes moved", 100 * moved / sum(packed[: step + 1]), "% of the archives")
+            say(f"cloud: half of the rows, {label}, requests", len(proxy.requests) / len(first), "a tensor")
+            say(f"cloud: half of the rows, {label}, requests / (1 + bytes / 8 MiB), most", most, "")
+        start = time.perf_counter()
+        tzip.Store("s3://runs/1", create=False).load(0)
+        say("cloud: load of all, full", size / 1e6 / (time.perf_counter() - start), "MB/s of state")
+    server.stop()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["sizes", "speed", "many", "sharded"])
+    parser.add_argument("what", choices=["sizes", "speed", "many", "sharded", "cloud"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--max-chain", type=int, nargs="+", default=[16])
     parser.add_argument("--mb", type=int, default=1000)
+    parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--checkpoints", type=int, default=10000)
     parser.add_argument("--scratch", type=Path, default=Path("/dev/shm"))
@@ -177,8 +246,10 @@ def main() -> None:
         speed(scratch, args.mb, args.steps)
     elif args.what == "many":
         many(scratch, args.checkpoints)
-    else:
+    elif args.what == "sharded":
         sharded(scratch, args.mb)
+    else:
+        cloud(args.mb, args.rate)
     if args.csv:
         common.write_csv(args.csv, [{**common.facts(), "what": w, "value": round(v, 4), "unit": u} for w, v, u in ROWS])
 

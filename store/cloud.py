@@ -73,7 +73,8 @@ def _passes(e: Exception) -> bool:
         answer = getattr(e.__cause__, "response", None) or {}
         code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
         return code in _DAMAGED or e.errno not in _LASTING
-    return any(kind.__name__ in _PASSING for kind in type(e).__mro__)
+    busy = type(e).__name__ == "HttpError" and str(getattr(e, "code", "")) in ("408", "429", "500", "502", "503", "504")
+    return busy or any(kind.__name__ in _PASSING for kind in type(e).__mro__)
 
 
 class _Spool:

@@ -82,8 +82,8 @@ class _Base:
 
 
 class Store:
-    """The checkpoints of one training run in the folder or at the URL `path` (s3://, memory://), which is made when it is not
-    there.
+    """The checkpoints of one training run in the folder or at the URL `path` (s3://, gs://, memory://), which is made when it
+    is not there.
 
     `level`: as for `tzip.pack`. `max_chain`: how many archives, at most, a tensor is read through; more save space, fewer save
     time when restoring. Both are kept in the store when it is made; later they may be overridden. `threads`: those that

@@ -9,6 +9,7 @@ import datetime
 import threading
 from abc import ABC, abstractmethod
 from typing import Any
+from urllib.parse import quote
 
 from tzip.coders.errors import UsageError
 
@@ -49,11 +50,13 @@ def service_of(fs: Any, url: str) -> Service:
     names = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if "s3" in names and hasattr(fs, "call_s3"):
         return _S3(fs)
+    if "gs" in names and hasattr(fs, "call") and hasattr(fs, "url"):
+        return _Gcs(fs)
     if "memory" in names:
         return _Memory(fs)
     raise UsageError(
         f"{url.partition('://')[0]}:// has no writes that depend on what stands there, so that two writers would overwrite "
-        "each other's checkpoints; a store can be at s3:// or memory://, or in a folder"
+        "each other's checkpoints; a store can be at s3://, gs:// or memory://, or in a folder"
     ).at(path=url)
 
 
@@ -120,6 +123,37 @@ def _status(e: OSError) -> int:
     """Return the HTTP status of an answer that became an error, 0 when it was none."""
     answer = getattr(e.__cause__, "response", None) or {}
     return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+class _Gcs(Service):
+    """Google's: conditions on the generation of what stands there. Uploads that nobody ends it forgets by itself."""
+
+    def read(self, path: str) -> tuple[bytes, Any] | None:
+        try:
+            headers, data = self.fs.call("GET", self.fs.url(path))
+        except FileNotFoundError:
+            return None
+        return bytes(data), next(v for k, v in headers.items() if k.lower() == "x-goog-generation")
+
+    def write(self, path: str, data: bytes, seen: Any = None) -> bool:
+        bucket, key, _ = self.fs.split_path(path)
+        root = self.fs.url(path).partition("/download/storage/")[0]
+        try:
+            self.fs.call(
+                "POST", f"{root}/upload/storage/v1/b/{quote(bucket, safe='')}/o", uploadType="media", name=key,
+                ifGenerationMatch="0" if seen is None else seen, data=data,
+                headers={"Content-Type": "application/octet-stream"},
+            )  # fmt: skip
+        except FileExistsError:
+            return False
+        except FileNotFoundError:  # what was seen has been removed, unless it is the bucket
+            if seen is None:
+                raise
+            return False
+        return True
+
+    def wrong(self) -> Any:
+        return "1"
 
 
 _memory = threading.Lock()
