@@ -782,6 +782,36 @@ def test_a_running_vllm_follows(store, vllm_weights):
     engine.shutdown()
 
 
+def test_a_delivery_that_failed_half_way_is_made_good(store):
+    """What it wrote may have changed back by the next update: differences alone would leave it."""
+    steps = run(2)
+    store.publish(0, steps[0])
+    reader = store.subscribe(copied(steps[0]))
+    far = copied(steps[0])
+
+    def write(given):
+        for patch in given:
+            patches.Target(patch.name, patch.dtype, patch.shape, far[patch.name].reshape(-1).view(np.uint8)).write(patch)
+
+    def fails(given):
+        write(given[:2])
+        raise RuntimeError("gone")
+
+    store.publish(1, steps[1])
+    with pytest.raises(RuntimeError, match="gone"):
+        reader.update(deliver=fails)
+    assert same(reader.weights, steps[0])
+    assert not same(far, steps[0])
+    store.publish(2, steps[0])
+    assert reader.update(deliver=write).step == 2
+    assert same(far, steps[0])
+    assert same(reader.weights, steps[0])
+    store.publish(3, steps[1])
+    seen = []
+    reader.update(deliver=seen.extend)
+    assert any(p.indices is not None for p in seen)  # differences again
+
+
 def test_patches_as_vllm_has_them(store, vllm_weights):
     import torch
 
