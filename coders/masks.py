@@ -3,6 +3,9 @@
 from typing import no_type_check
 
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 from tzip.coders.arrays import I64, U8, U64, Words
 from tzip.coders.jit import kernel
@@ -18,7 +21,7 @@ def changes(words: Words, before: Words) -> tuple[U8, I64]:
 def places(mask: U8, count: int) -> I64:
     """Return the places of the `count` bits of a mask that are set, ascending.
 
-    numpy looks at each element: 7 ns for one of the million of a chunk, here 0.1 when one of a hundred is set.
+    numpy's nonzero looks at each element: 60 times as long for a chunk of which one in a hundred is set.
     """
     whole = mask.size // 8 * 8
     words = mask[:whole] if mask.ctypes.data % 8 == 0 else mask[:whole].copy()
@@ -29,6 +32,17 @@ def places(mask: U8, count: int) -> I64:
     return out
 
 
+@intrinsic
+@no_type_check
+def _lowest(typingctx, word):
+    """The place of the lowest bit of a word that is set. Needs: one is."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(types.uint64), codegen
+
+
 @kernel
 @no_type_check
 def _places(words: U64, rest: U8, out: I64) -> int:
@@ -37,19 +51,11 @@ def _places(words: U64, rest: U8, out: I64) -> int:
     one = np.uint64(1)
     for i in range(words.size):
         word = words[i]
-        place = i * 64
         while word != np.uint64(0):
-            while word & np.uint64(0xFF) == np.uint64(0):
-                word = word >> np.uint64(8)
-                place += 8
-            while word & one == np.uint64(0):
-                word = word >> one
-                place += 1
             if at < out.size:
-                out[at] = place
+                out[at] = i * 64 + np.int64(_lowest(word))
             at += 1
-            word = word >> one
-            place += 1
+            word &= word - one
     for i in range(rest.size):
         for bit in range(8):
             if (rest[i] >> bit) & 1:

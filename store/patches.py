@@ -49,6 +49,16 @@ def between(name: str, dtype: Dtype, shape: tuple[int, ...], old: U8, new: U8) -
     return Patch(name, dtype, shape, indices, b[indices])
 
 
+def everywhere(target: "Target", patch: Patch | None) -> Patch:
+    """Return a patch of all elements of a tensor, as they are once `patch` is written."""
+    words = _words(target.raw, target.dtype).copy()
+    if patch is not None and patch.indices is None:
+        words = patch.values
+    elif patch is not None:
+        words[patch.indices] = patch.values
+    return Patch(target.name, target.dtype, target.shape, None, words)
+
+
 def _words(raw: U8, dtype: Dtype) -> NDArray[Any]:
     whole = WORD[dtype.width] if raw.ctypes.data % dtype.width == 0 else f"<u{dtype.width}"
     return raw.view(whole)

@@ -25,7 +25,7 @@ from tzip.store.checkpoints import Checkpoint, Objects
 from tzip.store.journal import Entry, Journal
 from tzip.store.manifest import Manifest, Record, needed
 from tzip.store.objects import content_ids, in_memory
-from tzip.store.patches import Patch, Target, between, targets
+from tzip.store.patches import Patch, Target, between, everywhere, targets
 from tzip.store.publishing import KIND, Delta, contents_of, delta_of, state_id
 from tzip.store.states import numpy_array
 from tzip.workers import Workers
@@ -83,6 +83,7 @@ class Subscription:
         self._contents: dict[str, str] = {}  # of each tensor as it is; what is not known is not there
         self._waiting: list[Patch] = []  # patches that are being written, and what the weights are when they are
         self._then: tuple[Entry, Manifest] | None = None
+        self._uncertain: set[str] = set()  # tensors of which a delivery that failed may have written some
         self._closed = threading.Event()
         if weights is None:
             self.weights: Any = self._load(step)
@@ -120,7 +121,7 @@ class Subscription:
 
         Read are the differences of the steps between, or the tensors in full where that is less. `deliver` gets the proven
         patches before they are written to the weights: for tensors elsewhere. When it raises, the weights stay as they are, and
-        the next update delivers from there.
+        the next update delivers all elements of the tensors that it may have written to.
 
         Raises ConflictError (`step` was published before what the weights are of; somebody has changed them), UsageError (a
         published checkpoint with other tensors), CorruptError. Then the weights are what they were, unless writing them was
@@ -261,7 +262,7 @@ class Subscription:
                     self._prove(manifest.records, self._hash(self._as(raw)))
                     patches += self._between(raw)
         if deliver is not None:
-            deliver(patches)
+            patches = self._delivered(patches, deliver)
         before = self.step if self._state else None
         self._waiting, self._then = patches, (entry, manifest)
         self._complete()
@@ -269,6 +270,18 @@ class Subscription:
             entry.step, before, max(1, len(links)), read, len(patches), sum(p.elements for p in patches), len(full),
             time.perf_counter() - start,
         )  # fmt: skip
+
+    def _delivered(self, patches: list[Patch], deliver: Deliver) -> list[Patch]:
+        """Deliver patches. What a failed delivery had of a tensor is not known: the next one has all elements of it, for some
+        may be by then what they are here.
+        """
+        new = {patch.name: patch for patch in patches}
+        for name in self._uncertain:
+            new[name] = everywhere(self._targets[name], new.get(name))
+        self._uncertain |= {name for name, patch in new.items() if patch.elements}
+        deliver(list(new.values()))
+        self._uncertain = set()
+        return list(new.values())
 
     def _complete(self) -> None:
         """Write the patches that wait: once more all of them, when this was interrupted."""

@@ -28,7 +28,7 @@ from tzip.coders.errors import BaseNotFoundError, CorruptError, TzipError, Unsup
 from tzip.coders.predictors import Beside, Predictor, pack_parameters
 from tzip.coders.sums import sum64
 from tzip.encoding import encode_chunk
-from tzip.formats.layout import CHUNK_ELEMENTS
+from tzip.formats.layout import CHUNK_ELEMENTS, TransformHead
 from tzip.formats.recognising import Found
 from tzip.plan import LEVELS
 
@@ -664,6 +664,19 @@ def test_adaptive_blocks_whose_nodes_have_seen_all_that_they_count() -> None:
     symbols[700:] = 7 - symbols[700:]
     payload = adaptive.encode(symbols, 3)
     assert reference.adaptive_decode(payload.tobytes(), symbols.size, 3) == symbols.tolist()
+
+
+def test_elements_that_a_turned_prediction_hits_are_the_prediction() -> None:
+    """Behind a mask they are B[i], not what a difference of 0 would make of them (FORMAT.md, section 6.4)."""
+    n, scale = 2000, _wild(2000, 1)
+    predictor = Predictor(predictors.ROOT, pack_parameters(predictors.ROOT, 123))
+    string = np.frombuffer(predictor.common, np.uint8)
+    raw = predictors.predict(predictors.ROOT, string, 4, 0, n, Beside({1: scale.view(np.uint8)})).words.copy()
+    raw[::100] ^= np.uint32(5)
+    record = _record(raw, predictor, 0, {1: scale})
+    assert TransformHead.read(record[48:80]).size_a == n // 8
+    assert _decoded(record, n, 4, 0, {1: scale}) == raw.tobytes()
+    assert reference.decode_chunk(record, lambda role: scale.tobytes()) == raw.tobytes()
 
 
 def test_patience_codes_small_classes_without_tables() -> None:

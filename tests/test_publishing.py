@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 import tzip
 from tzip.coders import masks
 from tzip.formats.dtypes import BY_NAME
-from tzip.store import patches, publishing, subscribing
+from tzip.store import patches, publishing, runs, subscribing
 from tzip.store.serving import INDEX
 from tzip.store.states import torch_tensor
 
@@ -345,6 +345,43 @@ def test_damage_is_seen_and_the_weights_stay(store):
     assert same(reader.weights, steps[1])
 
 
+def test_tensors_that_are_not_those_of_their_content_ids_are_not_written(store, monkeypatch):
+    """Sound archives, whose sums hold, of other tensors than the manifest says: read as differences, and in full."""
+    steps = run(2)
+    store.publish(0, steps[0])
+    reader = store.subscribe(copied(steps[0]))
+    true = runs.content_ids
+    monkeypatch.setattr(runs, "content_ids", lambda held, workers: {**true(held, workers), "big": "0" * 64})
+    store.publish(1, steps[1])
+    monkeypatch.setattr(runs, "content_ids", true)
+    with pytest.raises(tzip.CorruptError, match="content id"):
+        reader.update()
+    assert same(reader.weights, steps[0])
+    with pytest.raises(tzip.CorruptError, match="content id"):
+        store.subscribe()
+
+
+@pytest.mark.parametrize("larger", ["often", "seldom"])
+def test_a_chain_ends_when_most_of_what_changed_is_at_its_end(store, larger):
+    """One tensor changes at each step, one at each other: at step 3 the chain of the one is as long as it may be."""
+    rng = np.random.default_rng(0)
+    state = {n: rng.normal(0, 0.02, BIG * (1 + (n == larger))).astype(np.float16) for n in ("often", "seldom")}
+    store.publish(0, state)
+    reader = store.subscribe(copied(state))
+    for i in range(1, 4):
+        new = moved(state, i)
+        state = new if i % 2 else {**state, "often": new["often"]}
+        store.publish(i, state)
+        report = reader.update()
+        assert report.full == 0
+        assert same(reader.weights, state)
+    with store.open(3) as checkpoint:
+        own = checkpoint.manifest.objects[checkpoint.entry.object]
+        delta = checkpoint.manifest.extra["published"]["delta"]
+        assert [checkpoint.manifest.records[n].depth > 0 for n in ("often", "seldom")] == [False, larger == "seldom"]
+    assert (own.leans == ()) == bool(delta) == (larger == "often")
+
+
 def test_a_difference_that_is_lost_makes_the_reader_read_in_full(store):
     """At the end of a chain the checkpoint stands by itself, and the differences from the one before are beside it."""
     steps = run(4)
@@ -619,6 +656,15 @@ def test_a_folder_follows_and_its_index_names_whole_files_of_one_step(store, tmp
     served.update()
     assert not files & {p.name for p in folder.glob("model-step0-*")}
 
+    # What has not changed stays in its file.
+    before = json.loads((folder / INDEX).read_text())["weight_map"]
+    steps[2]["bias"] = steps[3]["bias"]
+    store.publish(20, steps[2])
+    served.update()
+    after = json.loads((folder / INDEX).read_text())["weight_map"]
+    assert [before[n] == after[n] for n in ("big", "other", "bias")] == [True, True, False]
+    assert same(_served(folder), dict(sorted(steps[2].items())))
+
     # It dies when one shard is written, and not the index.
     store.publish(3, steps[3])
     from tzip.formats.atomic import PartialFile
@@ -637,7 +683,7 @@ def test_a_folder_follows_and_its_index_names_whole_files_of_one_step(store, tmp
     monkeypatch.setattr(PartialFile, "publish", publish)
     assert same(_served(folder), dict(sorted(steps[2].items())))
     again = store.serve(folder, shard=BIG * 2)  # another process goes on with what the files have
-    assert again.subscription.step == 2
+    assert again.subscription.step == 20
     assert again.update().full == 0
     assert same(_served(folder), dict(sorted(steps[3].items())))
     served.update()  # and so can the first one
@@ -780,6 +826,36 @@ def test_a_running_vllm_follows(store, vllm_weights):
     with pytest.raises(tzip.UsageError, match="NaN"):
         engine.update_weights({})
     engine.shutdown()
+
+
+def test_a_delivery_that_failed_half_way_is_made_good(store):
+    """What it wrote may have changed back by the next update: differences alone would leave it."""
+    steps = run(2)
+    store.publish(0, steps[0])
+    reader = store.subscribe(copied(steps[0]))
+    far = copied(steps[0])
+
+    def write(given):
+        for patch in given:
+            patches.Target(patch.name, patch.dtype, patch.shape, far[patch.name].reshape(-1).view(np.uint8)).write(patch)
+
+    def fails(given):
+        write(given[:2])
+        raise RuntimeError("gone")
+
+    store.publish(1, steps[1])
+    with pytest.raises(RuntimeError, match="gone"):
+        reader.update(deliver=fails)
+    assert same(reader.weights, steps[0])
+    assert not same(far, steps[0])
+    store.publish(2, steps[0])
+    assert reader.update(deliver=write).step == 2
+    assert same(far, steps[0])
+    assert same(reader.weights, steps[0])
+    store.publish(3, steps[1])
+    seen = []
+    reader.update(deliver=seen.extend)
+    assert any(p.indices is not None for p in seen)  # differences again
 
 
 def test_patches_as_vllm_has_them(store, vllm_weights):
