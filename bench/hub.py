@@ -243,7 +243,7 @@ def finish(name: str, columns: list[str], rows: list[list[Any]], csv: Path | Non
 
 
 def record(folder: Path, target: Path) -> None:
-    """Pack bfloat16 models of what `make` made, the base and three others; note bytes and CPU seconds of each, and of tasks
+    """Pack bfloat16 models of what `make` made, the base and two others; note bytes and CPU seconds of each, and of tasks
     that do nothing the seconds of each engine.
     """
     from tzip.hub import bulk
@@ -260,7 +260,7 @@ def record(folder: Path, target: Path) -> None:
             shelf = Shelf(scratch)
             shelf.make()
             base = None
-            for model in models[: 2 if warm else 4]:
+            for model in models[: 2 if warm else 3]:
                 start = time.process_time()
                 sketch(model.path, None)
                 sketched, start = time.process_time() - start, time.process_time()
