@@ -183,16 +183,17 @@ class Shelf:
 
     def publish_receipt(self, receipt: Receipt) -> Receipt:
         """Write a receipt, unless there is one that holds good; return the one that does."""
+        target = self.receipts / f"{receipt.key}.json"
+        stale = target.exists()  # asked first: if it is none that holds good, it speaks of an archive that is gone
         there = self.find(receipt.key)
         if there is not None:
             return there
-        with PartialFile(self.work / f"{receipt.key}-{uuid.uuid4().hex}") as file:
+        with PartialFile(self.work / f"{receipt.key}-{uuid.uuid4().hex}", force=stale) as file:
             file.write(receipt.write())
-            file.target = self.receipts / f"{receipt.key}.json"
-            file.force = file.target.exists()  # it speaks of an archive that is not there any more
+            file.target = target
             try:
                 file.publish()
-            except UsageError:  # a duplicate of this task was faster
+            except (UsageError, FileNotFoundError):  # a duplicate of this task was faster, and may have swept this file
                 there = self.find(receipt.key)
                 if there is None:
                     raise

@@ -18,6 +18,7 @@ from hubs import contents, die_at_one, weights, write_hub, write_model
 import tzip
 from tzip.cli import cli
 from tzip.coders.errors import ChangedError, CorruptError, UsageError
+from tzip.formats.atomic import PartialFile
 from tzip.hub import bulk
 from tzip.hub.bulk import Job, hub_report, pack_hub, pack_model, unpack_model
 from tzip.hub.engines import Failure, LocalEngine, engine_named
@@ -203,7 +204,7 @@ def test_a_task_that_dies_anywhere_and_runs_again(packed, monkeypatch, at):
         raise KilledError
 
     with monkeypatch.context() as patch:
-        patch.setattr(tzip.formats.atomic.PartialFile, "close", lambda self: self.file.close())  # nobody cleans up
+        patch.setattr(PartialFile, "close", lambda self: self.file.close())  # nobody cleans up
         patch.setattr(*((bulk, at) if at == "_write" else (Shelf, at)), die)
         with pytest.raises(KilledError):
             pack_model(job)
@@ -264,6 +265,30 @@ def test_a_task_that_was_overtaken_and_swept_returns_what_there_is(packed, monke
     monkeypatch.setattr(Shelf, "find", find)
     monkeypatch.setattr(bulk, "_write", overtaken)
     assert pack_model(job) == first[0]
+    assert not list((folder / "out2" / "work").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["archives", "receipts"])
+def test_a_task_that_is_overtaken_while_it_gives_a_file_its_name(packed, monkeypatch, kind):
+    """The other one sweeps this one's file from under it."""
+    folder, _ = packed
+    Shelf(folder / "out2").make()
+    job = job_of(folder, "other")
+    publish = PartialFile.publish
+    first = []
+
+    def overtaken(self):
+        if self.target.parent.name == kind and not first:
+            first.append(None)
+            first.append(pack_model(job))
+            if kind == "archives":  # it is there by now, unless
+                self.target.unlink()
+        publish(self)
+
+    monkeypatch.setattr(PartialFile, "publish", overtaken)
+    if kind == "archives":
+        monkeypatch.setattr(Shelf, "find", lambda self, key, find=Shelf.find: find(self, key) or (first[1:] or [None])[0])
+    assert pack_model(job) == first[1]
     assert not list((folder / "out2" / "work").iterdir())
 
 
