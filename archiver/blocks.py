@@ -17,6 +17,17 @@ class Entries:
     head: ChunkHead
     transform: list[Block]
     planes: list[tuple[int, Block]]
+    predictor: int = 0
+
+    @property
+    def structure(self) -> str:
+        """The transform's name, and that of the predictor of a difference."""
+        from tzip.coders.predictors import NAMES
+        from tzip.coders.transforms import TRANSFORMS
+
+        kind = self.head.transform
+        name = TRANSFORMS.get(kind, f"transform {kind}") if kind else "none"
+        return f"{name}, {NAMES.get(self.predictor, f'predictor {self.predictor}')}" if self.predictor else name
 
 
 def read_entries(read: Callable[[int, int], bytes], length: int) -> Entries:
@@ -24,9 +35,9 @@ def read_entries(read: Callable[[int, int], bytes], length: int) -> Entries:
     head = ChunkHead.read(read(0, ChunkHead.SIZE))
     at, elements, width = ChunkHead.SIZE, head.elements, head.width
     outer: list[Block] = []
-    groups = 0
+    groups = predictor = 0
     if head.transform:
-        from tzip.coders.transforms import CLASSED, ROWS, TRANSFORMS, UNCHANGED
+        from tzip.coders.transforms import CLASSED, DELTA, ROWS, TRANSFORMS, UNCHANGED
 
         if head.transform == UNCHANGED:
             return Entries(head, [], [])
@@ -37,6 +48,7 @@ def read_entries(read: Callable[[int, int], bytes], length: int) -> Entries:
         parameters = TransformHead.read(raw[: TransformHead.SIZE])
         elements, width = parameters.inner, parameters.inner_width
         groups = parameters.a if head.transform == ROWS else 0
+        predictor = parameters.v if head.transform == DELTA else 0
         a, b = (raw[i : i + Block.SIZE] for i in (TransformHead.SIZE, TransformHead.SIZE + Block.SIZE))
         outer = [Block.read(e) for e, n in ((a, parameters.size_a), (b, parameters.size_b)) if n]
         if head.transform in CLASSED:
@@ -45,11 +57,11 @@ def read_entries(read: Callable[[int, int], bytes], length: int) -> Entries:
             groups = len(group_cuts(sizes)) - 1 if max(sizes) <= CHUNK_ELEMENTS else 0
     split = SPLITS.get(head.split)
     if split is None:
-        return Entries(head, outer, [])
+        return Entries(head, outer, [], predictor)
     groups = groups or -(-elements // GROUP_ELEMENTS)
     raw = read(at, min(Block.SIZE * groups * split.planes(width), max(0, length - at)))
     blocks = [Block.read(raw[i : i + Block.SIZE]) for i in range(0, len(raw) - Block.SIZE + 1, Block.SIZE)]
-    return Entries(head, outer, [(i // groups, block) for i, block in enumerate(blocks)])
+    return Entries(head, outer, [(i // groups, block) for i, block in enumerate(blocks)], predictor)
 
 
 def codecs_of(record: bytes) -> int:

@@ -369,13 +369,13 @@ def info(archive: str, as_json: bool) -> None:
     for key, value in data.items():
         if key not in ("transforms", "blocks"):
             click.echo(f"{key:16} {value}")
-    click.echo(f"{'structure':12} {'chunks':>8} {'bytes':>16} {'stored':>16}")
+    click.echo(f"{'structure':24} {'chunks':>8} {'bytes':>16} {'stored':>16}")
     for row in data["transforms"]:
-        click.echo(f"{row['transform']:12} {row['chunks']:>8,} {row['bytes']:>16,} {row['stored']:>16,}")
-    click.echo(f"{'split':12} {'plane':>5} {'codec':10} {'t':>2} {'blocks':>8} {'shared':>8} {'escapes':>10} {'stored':>16}")
+        click.echo(f"{row['transform']:24} {row['chunks']:>8,} {row['bytes']:>16,} {row['stored']:>16,}")
+    click.echo(f"{'split':24} {'plane':>5} {'codec':10} {'t':>2} {'blocks':>8} {'shared':>8} {'escapes':>10} {'stored':>16}")
     for row in data["blocks"]:
         click.echo(
-            f"{row['split']:12} {row['plane']:>5} {row['codec']:10} {row['joined']:>2} {row['blocks']:>8,} "
+            f"{row['split']:24} {row['plane']:>5} {row['codec']:10} {row['joined']:>2} {row['blocks']:>8,} "
             f"{row['shared']:>8,} {row['escapes']:>10,} {row['stored']:>16,}"
         )
 

@@ -80,7 +80,6 @@ def _blocks(archive: Archive, run: int, chunk: int) -> tuple[str, list[tuple[_Ke
     """Return the name of a chunk's transform and its blocks, those of the transform under its name."""
     from tzip.blocks import read_entries
     from tzip.coders.planes import SPLITS
-    from tzip.coders.transforms import TRANSFORMS
 
     offset, length = archive.reader.chunk_at(run, chunk)
     source = archive.reader.source
@@ -89,7 +88,7 @@ def _blocks(archive: Archive, run: int, chunk: int) -> tuple[str, list[tuple[_Ke
     except TzipError as e:
         raise e.at(path=source.name, offset=offset) from None
     head = entries.head
-    transform = TRANSFORMS.get(head.transform, f"transform {head.transform}") if head.transform else "none"
+    transform = entries.structure
     split = SPLITS[head.split].name if head.split in SPLITS else f"split {head.split}"
     rows = [((transform, 0, _codec(block), block.joined), block) for block in entries.transform]
     rows += [((split, plane, _codec(block), block.joined), block) for plane, block in entries.planes]

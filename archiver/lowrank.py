@@ -87,10 +87,9 @@ def fit(matrix: Matrix, ranks: Sequence[int], *, sharp: bool, least: float = mat
             predictor, bits = made
             whole = factors.read_factors(np.frombuffer(predictor.common, np.uint8))
             out = np.empty_like(theirs)
-            for i, row in enumerate(sample.tolist()):
-                assert predictor.rows is not None
-                of_row = predictor.rows[:, row : row + 1].astype(np.float64)
-                factors.low_rank(whole, of_row, 0, earlier[i], out[i])
+            assert predictor.rows is not None
+            of_rows = predictor.rows[:, sample].astype(np.float64)
+            factors.low_rank(whole, of_rows, 0, earlier.reshape(-1), out.reshape(-1))
             cost = bits + _cost(theirs, out) * now.size
             if cost < best:
                 best, found = cost, predictor
@@ -150,17 +149,25 @@ def _alternate(moved: F64, unit: F64, left: F64, values: F64, right: F64, sweeps
 
 
 def _solve(known: F64, target: F64, weights: F64) -> F64:
-    """Return the factors, shape (rows of the target, R), that with `known` (columns, R) come nearest in weighted squares."""
+    """Return the factors, shape (rows of the target, R), that with `known` (columns, R) come nearest in weighted squares.
+
+    The normal matrices are nine tenths of a fit. In single precision they take half the time, and what that leaves out is far
+    below what factors of 4 to 12 bits keep.
+    """
     rank = known.shape[1]
-    products = (known[:, :, None] * known[:, None, :]).reshape(len(known), -1)
+    scale = float(np.abs(known).max()) or 1.0
+    thin = (known / scale).astype(np.float32)
+    products = (thin[:, :, None] * thin[:, None, :]).reshape(len(known), -1)
     out = np.empty((len(target), rank))
     step = max(1, (1 << 22) // max(rank * rank, target.shape[1]))
     for i in range(0, len(target), step):
         part = weights[i : i + step]
-        normal = (part @ products).reshape(-1, rank, rank)
+        part = part / part.max()
+        normal = (part.astype(np.float32) @ products).reshape(-1, rank, rank).astype(np.float64)
         trace = np.trace(normal, axis1=1, axis2=2)[:, None, None]
-        normal += (1e-9 * trace + 1e-300) * np.eye(rank) / rank
-        out[i : i + step] = np.linalg.solve(normal, ((part * target[i : i + step]) @ known)[:, :, None])[:, :, 0]
+        normal += (1e-6 * trace + 1e-300) * np.eye(rank) / rank
+        right = (part * target[i : i + step]) @ (known / scale)
+        out[i : i + step] = np.linalg.solve(normal, right[:, :, None])[:, :, 0] / scale
     return out
 
 

@@ -221,6 +221,7 @@ class Finder:
         optimizers.root(second, k, made)
         options.append((_bits_far(m.now, made), ROOT, pack_parameters(ROOT, k)))
         if m.before is not None:
+            options.append((_bits(m.now, m.before), 0, b""))  # of moments that hardly moved
             context = np.empty_like(m.now)
             for beta in sorted({b for b, _ in self.betas} or {0.9}):
                 optimizers.first_moment(m.before, second, _F(beta), made, context)

@@ -18,6 +18,7 @@ from tzip.blocks import Entries, read_entries
 from tzip.coders.arrays import I64, U8
 from tzip.coders.errors import UsageError
 from tzip.coders.planes import SPLITS, WORD
+from tzip.coders.predictors import NAMES
 from tzip.coders.registry import CODECS, names_of
 from tzip.coders.sampling import entropy
 from tzip.coders.transforms import DELTA, ROWS, TRANSFORMS
@@ -318,23 +319,27 @@ def _packed(archive: Archive, based: bool) -> Figures:
     distinct = int((index["r_elements"] * index["r_width"]).sum(dtype="u8"))
     figures.repeats = max(0, used - distinct)
     figures.bases = sorted({os.path.basename(file) for file, _ in index.input_names})
-    _fill_chunks(figures, archive)
-    _fill_archived(figures, archive)
+    _fill_archived(figures, archive, _fill_chunks(figures, archive))
     _fill_looks(figures, archive, based)
     return figures
 
 
-def _fill_chunks(figures: Figures, archive: Archive) -> None:
+def _fill_chunks(figures: Figures, archive: Archive) -> dict[int, str]:
+    """Add all chunks; return by run what predicts their elements, where something does."""
     reader = archive.reader
+    predicted: dict[int, str] = {}
     for run, chunks in enumerate(reader.index.run_chunks.tolist()):
         width = int(reader.index["r_width"][run])
         for chunk in range(chunks):
             offset, length = reader.chunk_at(run, chunk)
             entries = read_entries(lambda at, n, offset=offset: reader.source.read_at(offset + at, n), length)  # type: ignore[misc]
             _add_parts(figures, entries, reader.chunk_elements(run, chunk) * width, length, 1.0)
+            if entries.predictor:
+                predicted[run] = NAMES.get(entries.predictor, f"predictor {entries.predictor}")
+    return predicted
 
 
-def _fill_archived(figures: Figures, archive: Archive) -> None:
+def _fill_archived(figures: Figures, archive: Archive, predicted: dict[int, str]) -> None:
     index = archive.reader.index
     infos = archive.tensors()
     lengths = np.concatenate(([0], np.cumsum(index["c_length"], dtype=np.int64)))
@@ -364,6 +369,8 @@ def _fill_archived(figures: Figures, archive: Archive) -> None:
         if run >= 0:
             c, end = int(first_chunk[run]), int(first_chunk[run] + counts[run])
             after = stored * int(lengths[end] - lengths[c]) / int(index["r_elements"][run] * index["r_width"][run])
+            if run in predicted:
+                notes.insert(0, f"predicted: {predicted[run]}")
             if int(index["r_inputs"][run]):
                 notes.insert(0, f"difference from {os.path.basename(index.input_names[int(first_input[run])][0])}")
                 figures.based += 1
@@ -409,8 +416,7 @@ def _add_parts(figures: Figures, entries: Entries, size: float, after: float, sc
     """Add what a chunk consists of and was found in it. It stands for `scale` chunks; `size` is that of all, `after` of one."""
     head = entries.head
     split = SPLITS.get(head.split)
-    name = TRANSFORMS.get(head.transform, f"transform {head.transform}") if head.transform else "none"
-    row = figures.structures.setdefault(name, Structure())
+    row = figures.structures.setdefault(entries.structure, Structure())
     row.add(size, after * scale)
     stored = dict.fromkeys(list(PARTS)[:-1], 0.0)  # the last one is what is left
     side = {DELTA: "p4"}.get(head.transform, "p3")
