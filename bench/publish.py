@@ -18,6 +18,7 @@ import argparse
 import importlib.util
 import shutil
 from pathlib import Path
+from typing import Any
 
 import common
 import numpy as np

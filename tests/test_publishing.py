@@ -1,4 +1,4 @@
-"""Weights in motion: what is published, and those who follow it (STORE.md, section 6)."""
+"""Weights in motion: what is published, and those who follow it (STORE.md, section 7)."""
 
 import importlib
 import json
@@ -123,7 +123,7 @@ def test_a_published_checkpoint_is_one_like_others(store, tmp_path):
         dict(sorted(load_file(tmp_path / "out.safetensors").items())), dict(sorted(steps[2].items()))
     )
     entry = store.find(2)
-    tzip.unpack(store.backend.object_path(entry.object), tmp_path / "unpacked")
+    tzip.unpack(store.backend.archive(entry.object), tmp_path / "unpacked")
     assert (tmp_path / "unpacked" / "state.safetensors").exists()
 
 
@@ -327,7 +327,7 @@ def test_damage_is_seen_and_the_weights_stay(store):
     store.publish(0, steps[0])
     reader = store.subscribe(copied(steps[0]))
     store.publish(1, steps[1])
-    path = store.backend.object_path(store.find(1).object)
+    path = store.backend.archive(store.find(1).object)
     data = bytearray(path.read_bytes())
     with tzip.open(path) as archive:
         at = archive.reader.chunk_at(0, 0)[0]
