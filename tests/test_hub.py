@@ -500,10 +500,14 @@ def test_the_command(packed):
     told = json.loads(done.stdout)
     assert (told["packed"], told["bytes_out"]) == (0, report.bytes_out)
     assert [m["archive"] for m in told["models"]] == [r.archive for r in report.receipts]
-    done = run(cli, ["pack", hub, "-o", out2, "--engine", HERE, "--level", "fast"])
+    done = run(cli, ["pack", hub, "-o", out2, "--engine", HERE])
     assert done.exit_code == 0, done.output
     assert "5 models, 5 of them packed now" in done.stdout
-    assert {r.level for r in hub_report(out2).receipts} == {"fast"}
+    (folder / "text").mkdir()
+    (folder / "text" / "words").write_text("words")
+    done = run(cli, ["pack", str(folder / "text"), "-o", str(folder / "out4"), "--engine", HERE, "--level", "fast"])
+    assert done.exit_code == 0, done.output
+    assert {r.level for r in hub_report(folder / "out4").receipts} == {"fast"}
     done = run(cli, ["hub", "ls", out2])
     assert done.exit_code == 0
     assert "fam/tuned" in done.stdout
