@@ -273,12 +273,13 @@ class Finder:
             return
         if math.prod(shape) < OWN or (before is not None and (not self.level.patient or least < 8)):
             return
-        if not self.level.patient and not self._sharp(place, shape):
+        sharp = (not self.level.patient or width == 4) and self._sharp(place, shape)
+        if not self.level.patient and not sharp:
             return
         raw = np.empty(math.prod(shape) * width, np.uint8)
         base.read_into(0, raw)
         now, earlier = (x.view(WORD[width]).reshape(shape) for x in (self.read(place, 0, raw.size), raw))
-        predictor = lowrank.fit(lowrank.Matrix(now, earlier), _RANKS, sharp=not self.level.patient, least=least)
+        predictor = lowrank.fit(lowrank.Matrix(now, earlier), _RANKS, sharp=sharp, least=least)
         if predictor is not None:
             found[place] = Prediction(predictor)
 
