@@ -9,6 +9,7 @@ beats a singular value decomposition, which spends its factors on large weights 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,7 +158,7 @@ def _solve(known: F64, target: F64, weights: F64, narrow: bool) -> F64:
     rank = known.shape[1]
     scale = float(np.abs(known).max()) or 1.0
     kind, ridge = (np.float32, 1e-6) if narrow else (np.float64, 1e-9)
-    thin = (known / scale).astype(kind)
+    thin: NDArray[Any] = (known / scale).astype(kind)
     products = (thin[:, :, None] * thin[:, None, :]).reshape(len(known), -1)
     out = np.empty((len(target), rank))
     step = max(1, (1 << 22) // max(rank * rank, target.shape[1]))
