@@ -9,6 +9,7 @@ beats a singular value decomposition, which spends its factors on large weights 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,7 +80,7 @@ def fit(matrix: Matrix, ranks: Sequence[int], *, sharp: bool, least: float = mat
     best = min(least, _cost(theirs, earlier)) * now.size * _WORTH
     found: Predictor | None = None
     for rank in [_gap(values, most)] if sharp else sorted({min(r, most) for r in ranks}):
-        columns, rows, error = _alternate(moved, unit, left[:, :rank], values[:rank], right[:rank], sweeps)
+        columns, rows, error = _alternate(moved, unit, left[:, :rank], values[:rank], right[:rank], sweeps, matrix.width == 2)
         for finer in _grids(rows, columns, error):
             made = _quantised(rows, columns, finer)
             if made is None:
@@ -125,7 +126,7 @@ def _gap(values: F64, most: int) -> int:
     return int(ratios.argmax()) + 1
 
 
-def _alternate(moved: F64, unit: F64, left: F64, values: F64, right: F64, sweeps: int) -> tuple[F64, F64, F64]:
+def _alternate(moved: F64, unit: F64, left: F64, values: F64, right: F64, sweeps: int, narrow: bool) -> tuple[F64, F64, F64]:
     """Return factors of the columns and of the rows, shapes (columns, R) and (rows, R), weighted by the elements' units, and
     how wrong they are about, of the shape of the matrix.
     """
@@ -139,8 +140,8 @@ def _alternate(moved: F64, unit: F64, left: F64, values: F64, right: F64, sweeps
         if i == sweeps:
             break
         weights = error**-2
-        rows = _solve(columns, moved, weights)
-        columns = _solve(rows, moved.T, weights.T)
+        rows = _solve(columns, moved, weights, narrow)
+        columns = _solve(rows, moved.T, weights.T, narrow)
     # Both of one size, and orthogonal: then weak directions need few bits.
     q_rows, r_rows = np.linalg.qr(rows)
     q_columns, r_columns = np.linalg.qr(columns)
@@ -148,24 +149,25 @@ def _alternate(moved: F64, unit: F64, left: F64, values: F64, right: F64, sweeps
     return q_columns @ v.T * np.sqrt(s), q_rows @ u * np.sqrt(s), error
 
 
-def _solve(known: F64, target: F64, weights: F64) -> F64:
+def _solve(known: F64, target: F64, weights: F64, narrow: bool) -> F64:
     """Return the factors, shape (rows of the target, R), that with `known` (columns, R) come nearest in weighted squares.
 
     The normal matrices are nine tenths of a fit. In single precision they take half the time, and what that leaves out is far
-    below what factors of 4 to 12 bits keep.
+    below what bfloat16's factors of 4 to 12 bits keep; float32's have 25 (a merged adapter, change 1e-2: 3.5 %, 3.9 so).
     """
     rank = known.shape[1]
     scale = float(np.abs(known).max()) or 1.0
-    thin = (known / scale).astype(np.float32)
+    kind, ridge = (np.float32, 1e-6) if narrow else (np.float64, 1e-9)
+    thin: NDArray[Any] = (known / scale).astype(kind)
     products = (thin[:, :, None] * thin[:, None, :]).reshape(len(known), -1)
     out = np.empty((len(target), rank))
     step = max(1, (1 << 22) // max(rank * rank, target.shape[1]))
     for i in range(0, len(target), step):
         part = weights[i : i + step]
         part = part / part.max()
-        normal = (part.astype(np.float32) @ products).reshape(-1, rank, rank).astype(np.float64)
+        normal = (part.astype(kind) @ products).reshape(-1, rank, rank).astype(np.float64)
         trace = np.trace(normal, axis1=1, axis2=2)[:, None, None]
-        normal += (1e-6 * trace + 1e-300) * np.eye(rank) / rank
+        normal += (ridge * trace + 1e-300) * np.eye(rank) / rank
         right = (part * target[i : i + step]) @ (known / scale)
         out[i : i + step] = np.linalg.solve(normal, right[:, :, None])[:, :, 0] / scale
     return out

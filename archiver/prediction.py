@@ -274,31 +274,35 @@ class Finder:
             return
         if math.prod(shape) < OWN or (before is not None and (not self.level.patient or least < 8)):
             return
-        if not self._promises(place, shape):
+        sharp = self._promises(place, shape)
+        if sharp is None:
             return
         raw = np.empty(math.prod(shape) * width, np.uint8)
         base.read_into(0, raw)
         now, earlier = (x.view(WORD[width]).reshape(shape) for x in (self.read(place, 0, raw.size), raw))
-        predictor = lowrank.fit(lowrank.Matrix(now, earlier), _RANKS, sharp=not self.level.patient, least=least)
+        predictor = lowrank.fit(lowrank.Matrix(now, earlier), _RANKS, sharp=sharp, least=least)
         if predictor is not None:
             found[place] = Prediction(predictor)
 
-    def _promises(self, place: int, shape: tuple[int, int]) -> bool:
-        """Say whether a fit is worth its time: where patience was asked for, or when some rows moved as an adapter would have
-        moved them. Where few elements moved at all their places cost more than what factors could tell of them (steps of
-        reinforcement learning: a search that took three times the rest of the packing found nothing).
+    def _promises(self, place: int, shape: tuple[int, int]) -> bool | None:
+        """Say whether some rows moved as an adapter would have moved them; None when a fit is not worth its time.
+
+        Where few elements moved at all their places cost more than what factors could tell of them (steps of reinforcement
+        learning: a search that took three times the rest of the packing found nothing).
         """
         rows, q = shape
+        width = self.tensors[place].dtype.width
         count = min(rows, max(128, (1 << 17) // q))
-        at = (rows - count) // 2 * q * self.tensors[place].dtype.width
-        size = count * q * self.tensors[place].dtype.width
+        at, size = (rows - count) // 2 * q * width, count * q * width
         old = np.empty(size, np.uint8)
         self.bases[place].read_into(at, old)
-        word = WORD[self.tensors[place].dtype.width]
-        now, before = (x.view(word).reshape(count, q)[:, :1024] for x in (self.read(place, at, size), old))
+        now, before = (x.view(WORD[width]).reshape(count, q)[:, :1024] for x in (self.read(place, at, size), old))
         if _FEW_MOVED * int(np.count_nonzero(now != before)) < now.size:
+            return None
+        if self.level.patient and width != 4:
             return False
-        return self.level.patient or lowrank.is_sharp(np.ascontiguousarray(now), np.ascontiguousarray(before))
+        sharp = lowrank.is_sharp(np.ascontiguousarray(now), np.ascontiguousarray(before))
+        return sharp if sharp or self.level.patient else None
 
     def _fit(self, weights: int, first: int, second: int) -> tuple[float, tuple[float, ...]]:
         """Return the bits of a sample of weights after a step that is fitted to it, and the step's numbers."""

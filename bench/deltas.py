@@ -8,7 +8,7 @@ the model's folder and, beside it, minilm_bf16.safetensors as data.py casts it. 
 CPU time for packing (hashes, proof and the search for predictors included) and for reading all of it. Rivals compress the xor
 of the two files' tensors, z4ai its own difference; those not installed are left out. "wanted" are the figures to reach.
 
-Speeds are of one run, the machine's caches warm. With --csv the rows of cases that are not run stay as they are in OUT.
+Speeds are of one run, after one that compiles. With --csv the rows of cases that are not run stay as they are in OUT.
 """
 
 import argparse
@@ -188,9 +188,12 @@ def main() -> None:
         with a.csv.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 made.setdefault(row["case"], []).append(row)
+    warm = False
     for case in (case for group in groups for case in group):
         if a.only not in case.name:
             continue
+        if not warm:
+            warm = bool(measure(case, "default"))  # compiles
         rows = [measure(case, level) for level in a.levels.split(",")]
         if case.old is not None:
             rows += others(case)
