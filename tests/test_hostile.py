@@ -183,7 +183,6 @@ def test_not_an_archive(data: bytes) -> None:
 def test_headers(samples: dict[str, Sample], tmp_path: Path) -> None:
     data = samples["default"][0]
     for fields in (
-        {"version": 0},
         {"version": 2},
         {"version": 65535},
         {"must": 1},
@@ -194,6 +193,7 @@ def test_headers(samples: dict[str, Sample], tmp_path: Path) -> None:
         error = refuse(forge.header(data, **fields) + data[64:], tmp_path, UnsupportedError)
         assert error.exit_code == 5
         assert "upgrade" in str(error) or "not known" in str(error)
+    assert "draft" in str(refuse(forge.header(data, version=0) + data[64:], tmp_path, UnsupportedError))
     assert use(forge.header(data, may=0xFFFFFFFF) + data[64:], *samples["default"][1:]) == []
     newer = bytearray(data)
     newer[8] = 9  # a newer version may check its header in another way
