@@ -21,7 +21,7 @@ from tzip.coders.errors import (
 from tzip.version import __version__
 
 if TYPE_CHECKING:
-    from tzip.archive import Archive, MemberInfo, TensorInfo, open
+    from tzip.archive import Archive, open
     from tzip.diffing import TensorDiff, diff
     from tzip.hook import install, uninstall
     from tzip.hub.bulk import HubReport, hub_report, pack_hub, unpack_model
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from tzip.store.states import Pickled
     from tzip.unpacking import UnpackReport, unpack
     from tzip.verifying import VerifyReport, verify
-    from tzip.views import TensorView
+    from tzip.views import MemberInfo, TensorInfo, TensorView
     from tzip.warming import warm_up
 
 # Names are imported on first use: `import tzip` costs no numba, and a listing never does.
 _HOMES = {
     "Archive": "archive",
-    "MemberInfo": "archive",
-    "TensorInfo": "archive",
+    "MemberInfo": "views",
+    "TensorInfo": "views",
     "TensorView": "views",
     "VerifyReport": "verifying",
     "warm_up": "warming",

@@ -4,7 +4,6 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +21,7 @@ from tzip.formats.names import check_links
 from tzip.formats.reader import ArchiveReader
 from tzip.formats.source import open_source
 from tzip.pipeline import in_order
-from tzip.views import TensorView
+from tzip.views import MemberInfo, TensorInfo, TensorView
 from tzip.workers import Workers, thread_count
 
 if TYPE_CHECKING:
@@ -34,35 +33,6 @@ if TYPE_CHECKING:
 _CACHED_CHUNKS = 4  # decoded bundles kept for the next small tensor
 _CACHED_INPUTS = 6  # decoded chunks that others are predicted from: moments are asked for by each other and by weights
 _CACHED_STRINGS = 4  # parameters of first chunks
-
-
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
-    """What the index says of a tensor. `dtype` is the safetensors name; `stored` counts the bytes of the chunks
-    that hold it, shared ones in proportion.
-    """
-
-    name: str
-    member: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    stored: int
-    codecs: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class MemberInfo:
-    """What the index says of a member. `kind` is file, folder, link or tensor."""
-
-    name: str
-    kind: str
-    size: int
-    mode: int
-    mtime_ns: int
-    sha256: str | None
-    tensors: int
-    stored: int
 
 
 class Archive(Mapping[str, NDArray[Any]]):

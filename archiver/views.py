@@ -1,6 +1,9 @@
-"""One tensor of an archive, decoded when it is indexed, read or loaded."""
+"""What an archive shows: of its members and tensors what the index says; tensors that are decoded when they are indexed,
+read or loaded.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +14,35 @@ from tzip.coders.errors import UnsupportedError, UsageError
 from tzip.formats.dtypes import Dtype
 from tzip.formats.reader import ArchiveReader
 from tzip.loading import Part
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What the index says of a tensor. `dtype` is the safetensors name; `stored` counts the bytes of the chunks
+    that hold it, shared ones in proportion.
+    """
+
+    name: str
+    member: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    stored: int
+    codecs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MemberInfo:
+    """What the index says of a member. `kind` is file, folder, link or tensor."""
+
+    name: str
+    kind: str
+    size: int
+    mode: int
+    mtime_ns: int
+    sha256: str | None
+    tensors: int
+    stored: int
 
 
 class Archive(Protocol):

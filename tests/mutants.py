@@ -150,22 +150,22 @@ MUTANTS = [
     Mutant(
         "containers: regions apart",
         "formats/containers.py",
-        "if not at <= region.begin < region.end <= size or",
-        "if not region.begin < region.end <= size or",
+        "if not at <= begin < end <= size or",
+        "if not begin < end <= size or",
         (f"{_CONTAINERS}::test_what_parsers_say_is_proven",),
     ),
     Mutant(
         "containers: regions in the file",
         "formats/containers.py",
-        "if not at <= region.begin < region.end <= size or",
-        "if not at <= region.begin < region.end or",
+        "if not at <= begin < end <= size or",
+        "if not at <= begin < end or",
         (f"{_CONTAINERS}::test_what_parsers_say_is_proven",),
     ),
     Mutant(
         "containers: views in their region",
         "formats/containers.py",
-        "view.begin + span > regions[i].end or",
-        "",
+        "return at + span <= end and kind is dtype",
+        "return kind is dtype",
         (f"{_CONTAINERS}::test_what_parsers_say_is_proven",),
     ),
     Mutant(
