@@ -331,6 +331,7 @@ def _classes_at_once(
 
 
 def _class_blocks(found: Transformed, classes: list[Words], width: int, level: Level) -> Moved:
+    strings = [_mask_block(found.side_a, level), _string_block(found.side_b, level)]
     level = replace(level, segment=_CLASS_SEGMENT)
     groups = [words[a:b] for words in classes for a, b in pairwise(group_cuts([words.size]))]
     blocks: list[Coded] = []
@@ -340,7 +341,7 @@ def _class_blocks(found: Transformed, classes: list[Words], width: int, level: L
             Coded(Block(CONSTANT)) if top >> shift == 0 else _class_block(words, shift, level)
             for words, top in zip(groups, most, strict=True)
         ]
-    return (found, [_mask_block(found.side_a, level), _string_block(found.side_b, level)]), blocks
+    return (found, strings), blocks
 
 
 def _field_blocks(found: Transformed, level: Level) -> list[Coded]:

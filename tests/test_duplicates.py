@@ -534,7 +534,7 @@ def test_info_reads_the_head_of_a_transform(
     path = tmp_path / "a.tzip"
     path.write_bytes(forged.build())
     done = subprocess.run([sys.executable, "-m", "tzip.cli", "info", str(path)], capture_output=True, text=True, check=True)
-    assert f"{name:12} {1:>8,}" in done.stdout
+    assert f"{name:24} {1:>8,}" in done.stdout
 
 
 # ---------------------------------------------------------------- rows

@@ -4,7 +4,6 @@ import contextlib
 import random
 import struct
 import sys
-from dataclasses import replace
 from math import prod
 
 import h5py
@@ -532,7 +531,7 @@ def test_damaged_plain_files(tmp_path):
 def replace_names(contents: Contents) -> Contents:
     """Damaged names may have lost what told them apart: `recognise` numbers them."""
     names = Unique()
-    contents.tensors = [replace(v, name=names.name(v.name)) for v in contents.tensors]
+    contents.tensors = [v._replace(name=names.name(v.name)) for v in contents.tensors]
     return contents
 
 

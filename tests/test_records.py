@@ -389,7 +389,7 @@ def test_differences_coded_at_once_are_those_coded_block_by_block(coding: str, n
             continue
         found, classes = transforms.from_base(raw, width, coding, base)
         level = LEVELS["default"]
-        strings = [encoding._string_block(s, level) for s in (found.side_a, found.side_b)]
+        strings = [encoding._mask_block(found.side_a, level), encoding._string_block(found.side_b, level)]
         sizes = [c.size for c in classes]
         made = encoding._classes_at_once(raw, width, 5, 0, sum64(raw), found, strings, sizes)
         moved, blocks = encoding._class_blocks(found, classes, width, level)

@@ -1507,10 +1507,10 @@ def test_what_the_system_refuses_is_no_damage(run: Path, monkeypatch: pytest.Mon
         with pytest.MonkeyPatch.context() as patch:
             original = checkpoints._Object.__init__
 
-            def refused(self: Any, path: Path, _original: Any = original) -> None:
+            def refused(self: Any, path: Path, _original: Any = original, **more: Any) -> None:
                 if path.stem == bad:
                     raise OSError(code, os.strerror(code))
-                _original(self, path)
+                _original(self, path, **more)
 
             patch.setattr(checkpoints._Object, "__init__", refused)
             if code != errno.EIO:
