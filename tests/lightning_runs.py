@@ -103,7 +103,7 @@ def resumes_after_kills(folder: Path) -> None:
 
     def hang() -> None:
         write = Store._write
-        Store._write = lambda self, save: write(self, save) if save.step != 24 else time.sleep(60)
+        Store._write = lambda self, save: write(self, save) if save.asked.step != 24 else time.sleep(60)
         fit(run, 40, StoreCheckpointIO(block=False, threads=1), "last", kill_at=26)
 
     killed(hang)

@@ -694,7 +694,8 @@ def service(moto: int) -> Iterator[Proxy]:
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         fsspec.filesystem("s3").clear_instance_cache()
-        fsspec.filesystem("s3", use_listings_cache=False).mkdir("weights")
+        # Not "weights": servers of one process have their buckets in common.
+        fsspec.filesystem("s3", use_listings_cache=False).mkdir("trainings")
         yield proxy
         fsspec.filesystem("s3").clear_instance_cache()
 
@@ -711,7 +712,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:datetime.datetime.utc:Deprecatio
 
 
 def bucket() -> str:
-    return f"s3://weights/{uuid.uuid4().hex}"
+    return f"s3://trainings/{uuid.uuid4().hex}"
 
 
 def test_s3(proxy: Proxy) -> None:
@@ -856,11 +857,11 @@ def test_uploads_in_parts_and_those_that_nobody_ended(proxy: Proxy, monkeypatch:
         assert sum("partNumber" in q.path for q in proxy.requests) == 3
         same(state, new(run).load())
         fs = fsspec.filesystem("s3", use_listings_cache=False)
-        place = {"Bucket": "weights", "Key": run.removeprefix("s3://weights/") + "/objects/x.tzip"}
+        place = {"Bucket": "trainings", "Key": run.removeprefix("s3://trainings/") + "/objects/x.tzip"}
         fs.call_s3("create_multipart_upload", **place)
-        fs.call_s3("create_multipart_upload", Bucket="weights", Key="of others")
+        fs.call_s3("create_multipart_upload", Bucket="trainings", Key="of others")
         assert store.gc().partials == 1  # moto says that it was begun in 2010
-        left = [u["Key"] for u in fs.call_s3("list_multipart_uploads", Bucket="weights").get("Uploads", [])]
+        left = [u["Key"] for u in fs.call_s3("list_multipart_uploads", Bucket="trainings").get("Uploads", [])]
         assert "of others" in left
         assert place["Key"] not in left
 

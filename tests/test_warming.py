@@ -55,7 +55,7 @@ def run(folder, code):
 def test_a_process_uses_what_an_earlier_one_compiled(tmp_path):
     assert run(tmp_path, SHOW) == ["0"]
     run(tmp_path, "import tzip; tzip.warm_up(['default'], ['BF16'])")
-    assert run(tmp_path, SHOW) == ["3"]  # plan, encode, decode
+    assert run(tmp_path, SHOW) == ["4"]  # probe, plan, encode, decode
 
 
 def test_unknown_levels_and_types_are_refused():
