@@ -392,7 +392,7 @@ def test_threads_that_install_and_uninstall(packed: Path) -> None:
     readers = [threading.Thread(target=read) for _ in range(3)]
     for thread in readers:
         thread.start()
-    for _ in range(30):
+    for _ in range(15):
         with tzip.install(children=False):
             time.sleep(0.002)
     stop.set()
