@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -221,6 +222,24 @@ def command_line(script: str) -> str:
     return f"python bench/{script} " + " ".join(
         os.path.basename(a.rstrip("/")) if os.path.isabs(a) else a for a in sys.argv[1:]
     )
+
+
+class Figures:
+    """Figures of a benchmark that has no table of its own: (what, value, unit), printed as they come."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[str, float, str]] = []
+
+    def say(self, what: str, value: float, unit: str) -> None:
+        """Note and print a figure."""
+        self.rows.append((what, value, unit))
+        print(f"{what:<64} {value:>10.3f} {unit}", flush=True)
+
+
+def fresh(path: Path) -> Path:
+    """Return a path where nothing is."""
+    shutil.rmtree(path, ignore_errors=True)
+    return path
 
 
 def say(text: str) -> None:

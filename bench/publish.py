@@ -23,18 +23,8 @@ from typing import Any
 import common
 import numpy as np
 
-ROWS: list[tuple[str, float, str]] = []
-
-
-def say(what: str, value: float, unit: str) -> None:
-    ROWS.append((what, value, unit))
-    print(f"{what:<64} {value:>10.3f} {unit}", flush=True)
-
-
-def fresh(path: Path) -> Path:
-    """Return a path where nothing is."""
-    shutil.rmtree(path, ignore_errors=True)
-    return path
+FIGURES = common.Figures()
+say, fresh = FIGURES.say, common.fresh
 
 
 def make(run: Path, out: Path, code: Path, steps: int, lr: float) -> None:
@@ -258,7 +248,7 @@ def main() -> None:
     else:
         speed(args.folder, args.level, args.repeat, args.scratch, args.copies)
     if args.csv:
-        common.write_csv(args.csv, [{**common.facts(), "what": w, "value": round(v, 4), "unit": u} for w, v, u in ROWS])
+        common.write_csv(args.csv, [{**common.facts(), "what": w, "value": round(v, 4), "unit": u} for w, v, u in FIGURES.rows])
 
 
 if __name__ == "__main__":

@@ -24,17 +24,8 @@ import numpy as np
 
 import tzip
 
-ROWS: list[tuple[str, float, str]] = []
-
-
-def say(what: str, value: float, unit: str) -> None:
-    ROWS.append((what, value, unit))
-    print(f"{what:<64} {value:>10.3f} {unit}", flush=True)
-
-
-def fresh(path: Path) -> Path:
-    shutil.rmtree(path, ignore_errors=True)
-    return path
+FIGURES = common.Figures()
+say, fresh = FIGURES.say, common.fresh
 
 
 def states(run: Path, prefix: str) -> list[tuple[int, dict[str, Any]]]:
@@ -251,7 +242,7 @@ def main() -> None:
     else:
         cloud(args.mb, args.rate)
     if args.csv:
-        common.write_csv(args.csv, [{**common.facts(), "what": w, "value": round(v, 4), "unit": u} for w, v, u in ROWS])
+        common.write_csv(args.csv, [{**common.facts(), "what": w, "value": round(v, 4), "unit": u} for w, v, u in FIGURES.rows])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
+
+from loopback import LoopbackServer
 
 FAULTS = (
     "busy",  # an answer of 503, nothing done
@@ -48,14 +49,13 @@ class Request:
         return self.method == "GET" and "list-type" in self.path
 
 
-class Proxy(http.server.ThreadingHTTPServer):
+class Proxy(LoopbackServer):
     """The proxy; use it in a `with` statement. `requests` are those that have come, in order."""
 
-    daemon_threads = True
     request_queue_size = 64
 
     def __init__(self, upstream: int, rate: float | None = None, late: float = 3.0) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.upstream = upstream
         self.rate = rate
         self.late = late
@@ -64,20 +64,6 @@ class Proxy(http.server.ThreadingHTTPServer):
         self.listings: dict[str, tuple[int, list[tuple[str, str]], bytes]] = {}
         self._lock = threading.Lock()
         self._free_at = 0.0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
 
     def handle_error(self, *_: object) -> None:
         """Clients that hang up are no news."""

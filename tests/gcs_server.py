@@ -8,36 +8,22 @@ import json
 import re
 import threading
 from email.message import Message
-from typing import Any, Self
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from loopback import LoopbackServer
 
-class Gcs(http.server.ThreadingHTTPServer):
+
+class Gcs(LoopbackServer):
     """The service; use it in a `with` statement. `objects`: (generation, bytes) by bucket/name; `requests`: what was asked."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(_Handler)
         self.objects: dict[str, tuple[int, bytes]] = {}
         self.requests: list[tuple[str, str]] = []
         self.generation = 1000
         self.lock = threading.Lock()
         self.ignores_conditions = False
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread = threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
 
     def put(self, name: str, asked: dict[str, str], data: bytes) -> bool:
         """Write an object unless its generation is another than was asked for."""
