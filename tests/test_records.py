@@ -18,6 +18,7 @@ from tzip.chunks import SLACK, decode_chunk
 from tzip.coders import planes, record_planner, transforms
 from tzip.coders.huffman import HuffmanTable
 from tzip.coders.planes import PLANES, Window
+from tzip.coders.predictors import LOW_RANK
 from tzip.coders.rans import RansTable
 from tzip.coders.record_encoder import encode_record
 from tzip.coders.sums import sum64
@@ -368,6 +369,21 @@ def test_threads_do_not_disturb_each_other():
     alone = [coded(i) for i in range(8)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(coded, [*range(8)] * 10)) == alone * 10
+
+
+def test_long_parameters_of_a_predictor_are_coded_alike_by_both_ways() -> None:
+    """Factors of low rank fill several segments of the level, and one of those that classes have."""
+    rng = np.random.default_rng(6)
+    old = rng.integers(0x3C00, 0x3D00, 9000, np.uint16)
+    base, raw = old.view(np.uint8), (old + rng.integers(0, 9, old.size, np.uint16)).view(np.uint8)
+    string = np.clip(rng.normal(128, 6, 150_000), 0, 255).astype(np.uint8)
+    found, classes = transforms.from_base(raw, 2, "bf16", base, LOW_RANK, string)
+    level = LEVELS["default"]
+    strings = [encoding._mask_block(found.side_a, level), encoding._string_block(found.side_b, level)]
+    made = encoding._classes_at_once(raw, 2, 5, 0, sum64(raw), found, strings, [c.size for c in classes])
+    moved, blocks = encoding._class_blocks(found, classes, 2, level)
+    assert made is not None
+    assert bytes(made.record) == bytes(encoding._record(PLANES, blocks, raw, 2, 5, 0, sum64(raw), moved).record)
 
 
 @pytest.mark.parametrize("coding", ["bf16", "f16", "f32", "f64", "planes"])

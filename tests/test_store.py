@@ -740,6 +740,22 @@ def test_log_over_many_pages(run: Path, monkeypatch: pytest.MonkeyPatch) -> None
     whole(run, {i: s for i, s in expected.items() if i % 2 == 0 or i == 1}, {"x": 1})
 
 
+def test_a_page_below_another_must_be_there_when_a_head_names_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "PAGE", 1)
+    monkeypatch.setattr(journal, "_MAX_RECENT", 2)
+    backend = open_backend(run)
+    new(run)
+    found = Journal(backend)
+    entries = [Entry(i, hashlib.sha256(bytes([i])).hexdigest(), i) for i in range(5)]
+    head = found.with_entries(entries)
+    assert [p.height for p in head.pages] != [0] * len(head.pages)
+    lower = next(page for top in head.pages if top.height for page in found._pages(top))
+    backend.delete_page(lower.name)
+    with pytest.raises(tzip.ConflictError):
+        found.commit(head)
+    assert list(Journal(backend).entries()) == []
+
+
 def test_two_thousand_entries(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = open_backend(run)
     new(run)
